@@ -1,0 +1,5 @@
+"""`python -m intervaljob`."""
+
+from intervaljob.cli import main
+
+main()

@@ -1,0 +1,152 @@
+"""The API server, as far as the operator needs it: read one, list all, write a status, write an event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+from kubernetes.aio import client, config
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config.config_exception import ConfigException
+
+from intervaljob.errors import SettingsError
+from intervaljob.model.custom_resource import GROUP, PLURAL, VERSION, IntervalJob
+
+logger = logging.getLogger(__name__)
+
+KIND = "IntervalJob"
+
+#: Bound on one request.
+REQUEST_SECONDS = 30
+#: Objects in one page of a list.
+PAGE = 500
+#: Longest message of an event (Kubernetes' own limit for core events).
+EVENT_MESSAGE = 1024
+
+
+class Conflict(Exception):  # noqa: N818 - HTTP's word
+    """The object has changed since its resource version was read, or is gone."""
+
+
+@asynccontextmanager
+async def connect() -> AsyncIterator[Api]:
+    """A client, configured as in a pod or from KUBECONFIG.
+
+    Raises SettingsError when there is no way to a cluster.
+    """
+    try:
+        config.load_incluster_config()
+    except ConfigException:
+        try:
+            await config.load_kube_config()
+        except (ConfigException, OSError) as error:
+            raise SettingsError(f"no cluster: not in a pod, and KUBECONFIG does not lead to one: {error}") from error
+    async with client.ApiClient() as api_client:
+        yield Api(api_client)
+
+
+class Api:
+    """IntervalJobs and their events."""
+
+    def __init__(self, api_client: client.ApiClient) -> None:
+        self._custom = client.CustomObjectsApi(api_client)
+        self._core = client.CoreV1Api(api_client)
+
+    async def cluster_id(self) -> str:
+        """The uid of the namespace kube-system: what tells this cluster from every other."""
+        try:
+            namespace = await self._core.read_namespace("kube-system", _request_timeout=REQUEST_SECONDS)
+        except ApiException as error:
+            raise SettingsError(
+                f"the uid of kube-system cannot be read ({error.status} {error.reason}):"
+                " allow it, or set INTERVALJOB_CLUSTER_ID"
+            ) from error
+        assert namespace.metadata is not None
+        return str(namespace.metadata.uid)
+
+    async def get(self, *, namespace: str, name: str) -> IntervalJob | None:
+        """The IntervalJob of that name, None when the API server says that there is none."""
+        try:
+            body = await self._custom.get_namespaced_custom_object(
+                GROUP, VERSION, namespace, PLURAL, name, _request_timeout=REQUEST_SECONDS
+            )
+        except ApiException as error:
+            if error.status == HTTPStatus.NOT_FOUND:
+                return None
+            raise
+        return IntervalJob.from_body(_object(body))
+
+    async def all(self, *, namespaces: tuple[str, ...]) -> AsyncIterator[IntervalJob]:
+        """Every IntervalJob of these namespaces (none: of all), page by page."""
+        for namespace in namespaces or (None,):
+            following: str | None = ""
+            while following is not None:
+                page = await self._page(namespace, following)
+                for body in page["items"]:
+                    yield IntervalJob.from_body(body)
+                following = page["metadata"].get("continue") or None
+
+    async def _page(self, namespace: str | None, following: str) -> dict[str, Any]:
+        options: dict[str, Any] = {"limit": PAGE, "_request_timeout": REQUEST_SECONDS}
+        if following:
+            options["_continue"] = following
+        if namespace is None:
+            page = await self._custom.list_cluster_custom_object(GROUP, VERSION, PLURAL, **options)
+        else:
+            page = await self._custom.list_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, **options)
+        return _object(page)
+
+    async def write_status(
+        self, *, namespace: str, name: str, resource_version: str, status: Mapping[str, Any]
+    ) -> IntervalJob:
+        """Merge a status into the object that has this resource version still; returns what it is then.
+
+        Raises Conflict when it has another one, or is gone.
+        """
+        try:
+            body = await self._custom.patch_namespaced_custom_object_status(
+                *(GROUP, VERSION, namespace, PLURAL, name),
+                {"metadata": {"resourceVersion": resource_version}, "status": status},
+                _content_type="application/merge-patch+json",
+                _request_timeout=REQUEST_SECONDS,
+            )
+        except ApiException as error:
+            if error.status in (HTTPStatus.CONFLICT, HTTPStatus.NOT_FOUND):
+                raise Conflict from error
+            raise
+        return IntervalJob.from_body(_object(body))
+
+    async def write_event(self, *, uid: str, namespace: str, name: str, kind: str, reason: str, message: str) -> None:
+        """One event about an IntervalJob; `kind` is Normal or Warning."""
+        now = datetime.now(UTC)
+        about = client.V1ObjectReference(
+            api_version=f"{GROUP}/{VERSION}", kind=KIND, name=name, namespace=namespace, uid=uid
+        )
+        event = client.CoreV1Event(
+            metadata=client.V1ObjectMeta(name=f"{name[:200]}.{uuid4().hex[:16]}", namespace=namespace),
+            involved_object=about,
+            type=kind,
+            reason=reason,
+            message=message[:EVENT_MESSAGE],
+            source=client.V1EventSource(component="intervaljob"),
+            reporting_component=f"{GROUP}/operator",
+            first_timestamp=now,
+            last_timestamp=now,
+            count=1,
+        )
+        await self._core.create_namespaced_event(namespace, event, _request_timeout=REQUEST_SECONDS)
+
+
+def _object(body: object) -> dict[str, Any]:
+    assert isinstance(body, dict)
+    return body
+
+
+#: What a request may raise that a later try may mend.
+UNREACHABLE = (ApiException, OSError, asyncio.TimeoutError)

@@ -1,0 +1,185 @@
+"""`intervaljob operator`: kopf watches, our own tasks do the work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import kopf
+
+from intervaljob.controller.api import UNREACHABLE, Api, connect
+from intervaljob.controller.events import Announcer
+from intervaljob.controller.reconciler import Key, Reconciler
+from intervaljob.controller.status_writer import StatusWriter
+from intervaljob.database.connection import Database
+from intervaljob.database.migrations import check_version
+from intervaljob.errors import DatabaseUnavailable, IntervalJobError
+from intervaljob.model.custom_resource import GROUP, PLURAL, VERSION, IntervalJob
+from intervaljob.model.scope import Scope
+from intervaljob.recovery.detector import detect, recover_at_start
+from intervaljob.scheduler.scheduler import Scheduler
+from intervaljob.settings import OperatorSettings
+from intervaljob.telemetry import metrics, probes
+
+logger = logging.getLogger(__name__)
+
+
+class Operator:
+    """An operator process. Any number of them may run: every duty is a claimed row or a guarded upsert."""
+
+    def __init__(self, settings: OperatorSettings) -> None:
+        self._settings = settings
+        self._name = f"operator {socket.gethostname()}"
+        self._waiting_for: str | None = "not yet started"
+        self._database: Database | None = None
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM.
+
+        Raises SettingsError without a cluster, SchemaVersionError for a database of another version.
+        """
+        async with (
+            connect() as api,
+            Database(self._settings, application="intervaljob operator") as database,
+            probes.serve(self._settings.http_address, live=lambda: None, ready=self._not_ready),
+        ):
+            self._database = database
+            metrics.DATABASE_UP.set_function(lambda: database.problem is None)
+            scope = Scope(
+                cluster=self._settings.cluster_id or await api.cluster_id(),
+                namespaces=self._settings.watch_namespaces,
+            )
+            await self._serve(api, database, scope)
+
+    def _not_ready(self) -> str | None:
+        if self._waiting_for is not None or self._database is None:
+            return self._waiting_for
+        return self._database.problem
+
+    async def _serve(self, api: Api, database: Database, scope: Scope) -> None:
+        announcer = Announcer(api)
+        scheduler = Scheduler(database, scope=scope, batch_size=self._settings.schedule_batch_size)
+        writer = StatusWriter(
+            database,
+            api,
+            scope=scope,
+            announcer=announcer,
+            writes_per_second=self._settings.status_writes_per_second,
+        )
+
+        def changed() -> None:
+            scheduler.wake()
+            writer.wake()
+
+        reconciler = Reconciler(database, api, scope=scope, announcer=announcer, changed=changed)
+        started = asyncio.Event()
+        failure: list[IntervalJobError] = []
+
+        async def start(**_: Any) -> None:
+            try:
+                await self._start(database, scope)
+            except IntervalJobError as error:
+                failure.append(error)
+                raise kopf.PermanentError(str(error)) from error
+            started.set()
+
+        duties = {
+            "scheduler": scheduler.run,
+            "reconciler": reconciler.run,
+            "statuses": writer.run,
+            "events": announcer.run,
+            "detector": lambda: detect(database, scope=scope, by=self._name),
+            "resync": lambda: self._resync(reconciler),
+            "recovery": lambda: self._recover_all(database, scope),
+        }
+
+        async def after_start(duty: Any) -> None:
+            await started.wait()
+            await duty()
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(after_start(duty), name=name) for name, duty in duties.items()]
+            try:
+                await kopf.operator(
+                    registry=_registry(start, reconciler),
+                    settings=_kopf_settings(namespaced=bool(scope.namespaces)),
+                    standalone=True,
+                    clusterwide=not scope.namespaces,
+                    namespaces=list(scope.namespaces),
+                )
+            except Exception:
+                if failure:
+                    raise failure[0] from None
+                raise
+            finally:
+                self._waiting_for = "stopping"
+                for task in tasks:
+                    task.cancel()
+
+    async def _start(self, database: Database, scope: Scope) -> None:
+        """Check the schema and recover what a crash left, before anything is served; wait for the database."""
+        while True:
+            try:
+                await check_version(database)
+                await recover_at_start(database, scope=scope, by=self._name)
+            except DatabaseUnavailable as error:
+                self._waiting_for = f"waiting for the database: {error}"
+                logger.warning("Waiting for the database", extra={"error": error})
+                await asyncio.sleep(1)
+            else:
+                self._waiting_for = None
+                return
+
+    async def _resync(self, reconciler: Reconciler) -> None:
+        """Compare everything, now and then; sooner again when that could not be done."""
+        while True:
+            try:
+                await reconciler.compare_all()
+                seconds = self._settings.resync_seconds
+            except (DatabaseUnavailable, *UNREACHABLE) as error:
+                logger.warning("Cannot compare IntervalJobs with their rows", extra={"error": error})
+                seconds = 5.0
+            await asyncio.sleep(seconds)
+
+    async def _recover_all(self, database: Database, scope: Scope) -> None:
+        """What the detector's quick look cannot see, now and then."""
+        while True:
+            await asyncio.sleep(self._settings.resync_seconds)
+            try:
+                await recover_at_start(database, scope=scope, by=self._name)
+                await database.fetch("forget_forbid_holds")
+            except DatabaseUnavailable as error:
+                logger.warning("Cannot look for lost tasks", extra={"error": error})
+
+
+def _registry(start: Any, reconciler: Reconciler) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+    kopf.on.startup(registry=registry)(start)
+
+    @kopf.on.login(registry=registry)
+    async def login(**arguments: Any) -> Any:
+        return kopf.login_via_client(**arguments)
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
+    async def seen(event: Any, **_: Any) -> None:
+        resource = IntervalJob.from_body(event["object"])
+        if event["type"] == "DELETED":
+            reconciler.miss(Key(uid=resource.uid, namespace=resource.namespace, name=resource.name))
+        else:
+            reconciler.see(resource)
+
+    return registry
+
+
+def _kopf_settings(*, namespaced: bool) -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = namespaced
+    # A watch is renewed every five minutes, and a silent one is noticed soon after.
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 310
+    settings.watching.connect_timeout = 30
+    settings.watching.chunk_size = 500
+    return settings

@@ -1,0 +1,196 @@
+"""Postgres: a pool whose connections speak named queries, and one error for "not now".
+
+Every query lives in `queries/*.sql` behind a `-- name:` line. `{schema}` in them is the schema's name, so nothing
+depends on a session's search path and a transaction-pooling proxy works.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from importlib import resources
+from typing import Any, Self
+from uuid import UUID
+
+import psycopg
+from psycopg import AsyncConnection, sql
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from intervaljob.errors import DatabaseError, DatabaseUnavailable
+from intervaljob.settings import DatabaseSettings
+
+Row = DictRow
+Queries = Mapping[str, bytes]
+
+#: Bound on waiting for a free connection, and on connecting.
+CONNECT_SECONDS = 10
+
+
+def load_queries(schema: str) -> Queries:
+    """Every named query, with the schema's name filled in."""
+    found: dict[str, bytes] = {}
+    for file in sorted(resources.files(__package__).joinpath("queries").iterdir(), key=lambda f: f.name):
+        _, *parts = re.split(r"^-- name: (\w+)$", file.read_text(), flags=re.MULTILINE)
+        for name, text in zip(parts[::2], parts[1::2], strict=True):
+            if name in found:
+                raise DatabaseError(f"query {name} is defined twice")
+            found[name] = with_schema(text.strip(), schema).encode()
+    return found
+
+
+def with_schema(text: str, schema: str) -> str:
+    """SQL text with the schema's name in the place of `{schema}`; the setting's pattern makes quoting needless."""
+    return text.replace("{schema}", schema).replace("{schema_literal}", schema)
+
+
+class Session:
+    """One connection, spoken to in named queries."""
+
+    def __init__(self, connection: AsyncConnection[Row], queries: Queries) -> None:
+        self.connection = connection
+        self._queries = queries
+
+    async def fetch(self, query: str, /, **parameters: object) -> list[Row]:
+        """The rows of a named query.
+
+        Raises DatabaseUnavailable when the connection or the server is gone, DatabaseError when it refuses.
+        """
+        try:
+            cursor = await self.connection.execute(self._queries[query], parameters or None)
+            return await cursor.fetchall() if cursor.description else []
+        except UNAVAILABLE as error:
+            raise DatabaseUnavailable(_line(error)) from error
+        except psycopg.Error as error:
+            raise DatabaseError(f"{query}: {_line(error)}") from error
+
+    async def run(self, text: str) -> None:
+        """SQL of a migration, several statements at once."""
+        await self.connection.execute(text.encode())
+
+
+class Database:
+    """A pool of connections; `async with` opens and closes it. Opening does not wait for the server.
+
+    `problem` says why the database could not be reached when it was last needed, None when it was.
+    """
+
+    problem: str | None = "not yet reached"
+
+    def __init__(self, settings: DatabaseSettings, *, application: str) -> None:
+        self.schema = settings.database_schema
+        self._queries = load_queries(self.schema)
+        self._dsn = settings.database_dsn()
+        self._kwargs: dict[str, Any] = {
+            "autocommit": True,
+            "row_factory": dict_row,
+            "connect_timeout": CONNECT_SECONDS,
+            "application_name": application,
+            "options": f"-c statement_timeout={int(settings.statement_timeout_seconds * 1000)}",
+            # A peer that vanished without a word is noticed in about half a minute, not after two hours.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+        }
+        self._pool = AsyncConnectionPool(
+            self._dsn,
+            connection_class=AsyncConnection[Row],
+            kwargs=self._kwargs,
+            min_size=1,
+            max_size=settings.database_pool_size,
+            timeout=CONNECT_SECONDS,
+            reconnect_timeout=float("inf"),
+            open=False,
+            check=AsyncConnectionPool.check_connection,
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._pool.open(wait=False)
+        except psycopg.ProgrammingError as error:
+            raise DatabaseError(f"INTERVALJOB_DATABASE_URL: {_line(error)}") from error
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._pool.close(timeout=5)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A connection of the pool; each statement is a transaction of its own."""
+        async with self._noticing(), self._pool.connection() as connection:
+            yield Session(connection, self._queries)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Session]:
+        """A connection of the pool in one transaction, committed when the block ends without an error."""
+        async with self.session() as session, session.connection.transaction():
+            yield session
+
+    @asynccontextmanager
+    async def dedicated(self) -> AsyncIterator[Session]:
+        """A connection outside the pool, for what must never queue behind other work: leases and LISTEN."""
+        async with self._noticing(), await AsyncConnection[Row].connect(self._dsn, **self._kwargs) as connection:
+            yield Session(connection, self._queries)
+
+    @asynccontextmanager
+    async def _noticing(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except UNAVAILABLE as error:
+            self.problem = _line(error)
+            raise DatabaseUnavailable(self.problem) from error
+        except DatabaseUnavailable as error:
+            self.problem = str(error)
+            raise
+        else:
+            self.problem = None
+
+    async def fetch(self, query: str, /, **parameters: object) -> list[Row]:
+        """The rows of a named query, in a transaction of its own."""
+        async with self.session() as session:
+            return await session.fetch(query, **parameters)
+
+    async def listen(self, *topics: str) -> AsyncIterator[tuple[str, str]]:
+        """(topic, payload) of every notification on these topics of the schema, until the connection ends.
+
+        Yields ("", "") once when it listens: what came before that must be looked for. Topics are River's (§2.2).
+        """
+        async with self.dedicated() as session:
+            for topic in topics:
+                channel = sql.Identifier(f"{self.schema}.{topic}")
+                await session.connection.execute(sql.SQL("LISTEN {}").format(channel))
+            yield "", ""
+            async for notification in session.connection.notifies():
+                yield notification.channel.removeprefix(f"{self.schema}."), notification.payload
+
+
+#: What psycopg raises when the server or the way to it is gone, or refuses for now (starting up, shutting down,
+#: too many connections, read-only after a failover, disk full, deadlock): a later try may succeed.
+UNAVAILABLE = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    PoolTimeout,
+)
+
+
+def as_records(records: Iterable[Mapping[str, object]]) -> str:
+    """Rows for a query that reads them with `jsonb_to_recordset`: one parameter, however many rows and columns."""
+    return json.dumps(list(records), default=_plain)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(f"no column takes a {type(value).__name__}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,2 @@
+DROP TABLE {schema}.tasks;
+DROP TABLE {schema}.jobs;

@@ -1,0 +1,49 @@
+DROP TABLE {schema}.job_status;
+DROP TABLE {schema}.transitions;
+DROP TABLE {schema}.forbid_holds;
+DROP TABLE {schema}.skipped_occurrences;
+DROP TABLE {schema}.lease_clock;
+DROP TABLE {schema}.workers;
+
+DROP INDEX {schema}.tasks_of_queue_job;
+DROP INDEX {schema}.tasks_of_job;
+ALTER TABLE {schema}.tasks RESET (fillfactor);
+ALTER TABLE {schema}.tasks
+    DROP CONSTRAINT tasks_status,
+    DROP COLUMN queue_job_id,
+    DROP COLUMN payload,
+    DROP COLUMN attempt,
+    DROP COLUMN recoveries,
+    DROP COLUMN failures,
+    DROP COLUMN worker_id,
+    DROP COLUMN scheduled_for,
+    DROP COLUMN checkpoint,
+    DROP COLUMN output,
+    DROP COLUMN error;
+
+DROP INDEX {schema}.jobs_due;
+ALTER TABLE {schema}.jobs
+    DROP COLUMN cluster_id,
+    DROP COLUMN namespace,
+    DROP COLUMN name,
+    DROP COLUMN generation,
+    DROP COLUMN handler,
+    DROP COLUMN queue,
+    DROP COLUMN priority,
+    DROP COLUMN schedule,
+    DROP COLUMN time_zone,
+    DROP COLUMN anchor,
+    DROP COLUMN concurrency_policy,
+    DROP COLUMN active_deadline_seconds,
+    DROP COLUMN backoff_limit,
+    DROP COLUMN backoff_initial_seconds,
+    DROP COLUMN backoff_max_seconds,
+    DROP COLUMN suspended,
+    DROP COLUMN runnable_since,
+    DROP COLUMN next_run_at,
+    DROP COLUMN last_run_at,
+    DROP COLUMN run_requested_at,
+    DROP COLUMN problem_reason,
+    DROP COLUMN problem_message,
+    DROP COLUMN ready_changed_at,
+    DROP COLUMN deleted_at;

@@ -1,0 +1,88 @@
+-- name: claim_queue_jobs
+-- River §2.4. A worker that was declared dead claims nothing; a paused queue gives nothing.
+WITH picked AS (
+    SELECT id
+    FROM {schema}.river_job
+    WHERE state = 'available'
+        AND queue = %(queue)s
+        AND scheduled_at <= now()
+        AND kind = 'interval_job'
+        AND EXISTS (SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL)
+        AND NOT EXISTS (SELECT FROM {schema}.river_queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
+    ORDER BY priority, scheduled_at, id
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE {schema}.river_job
+SET state = 'running',
+    attempt = attempt + 1,
+    attempted_at = now(),
+    attempted_by = (array_append(attempted_by, %(worker)s::text))[
+        greatest(1, coalesce(array_length(attempted_by, 1), 0) - 98):
+    ]
+WHERE id = ANY(ARRAY(SELECT id FROM picked))
+RETURNING id, args, scheduled_at, now() AS now;
+
+-- name: look_up_claims
+-- A recovery job names its task; a retried queue job is found by itself.
+SELECT claim.queue_job_id,
+    job.id AS job_id, job.deleted_at, job.handler, job.name, job.namespace, job.active_deadline_seconds,
+    job.backoff_limit, job.backoff_initial_seconds, job.backoff_max_seconds,
+    task.id AS task_id, task.job_id AS task_job_id, task.status, task.attempt, task.recoveries, task.failures,
+    task.checkpoint, task.payload AS task_payload, task.scheduled_for
+FROM jsonb_to_recordset(%(claims)s::jsonb) AS claim(queue_job_id bigint, job_id uuid, task_id uuid)
+LEFT JOIN {schema}.jobs AS job ON job.id = claim.job_id
+LEFT JOIN LATERAL (
+    SELECT * FROM {schema}.tasks WHERE id = claim.task_id
+    UNION ALL
+    SELECT * FROM {schema}.tasks WHERE queue_job_id = claim.queue_job_id AND claim.task_id IS NULL
+) AS task ON true;
+
+-- name: start_tasks
+WITH started AS (
+    INSERT INTO {schema}.tasks (
+        id, job_id, queue_job_id, payload, status, attempt, worker_id, scheduled_for, started_at, created_at
+    )
+    SELECT task_id, job_id, queue_job_id, payload, 'running', 1, %(worker)s, scheduled_for,
+        clock_timestamp(), clock_timestamp()
+    FROM jsonb_to_recordset(%(tasks)s::jsonb) AS new(
+        task_id uuid, job_id uuid, queue_job_id bigint, payload text, scheduled_for timestamptz
+    )
+    ON CONFLICT DO NOTHING
+    RETURNING id, job_id, attempt
+), noted AS (
+    INSERT INTO {schema}.transitions (job_id, task_id, kind) SELECT job_id, id, 'started' FROM started
+)
+SELECT id, attempt FROM started;
+
+-- name: resume_tasks
+-- Raising the attempt is the fence: whatever an earlier attempt still sends names a lower one.
+WITH resumed AS (
+    UPDATE {schema}.tasks AS task
+    SET status = 'running', attempt = task.attempt + 1, worker_id = %(worker)s,
+        queue_job_id = claim.queue_job_id, started_at = clock_timestamp(), finished_at = NULL
+    FROM jsonb_to_recordset(%(tasks)s::jsonb) AS claim(task_id uuid, queue_job_id bigint)
+    WHERE task.id = claim.task_id AND task.status IN ('recovering', 'retrying')
+    RETURNING task.id, task.job_id, task.attempt
+), noted AS (
+    INSERT INTO {schema}.transitions (job_id, task_id, kind) SELECT job_id, id, 'started' FROM resumed
+)
+SELECT id, attempt FROM resumed;
+
+-- name: refuse_queue_jobs
+-- A queue job that cannot be run ends with an entry that says why; a task that waited for it ends with it.
+WITH refused AS (
+    UPDATE {schema}.river_job AS queue_job
+    SET state = 'cancelled', finalized_at = now(), errors = array_append(queue_job.errors, refusal.entry)
+    FROM jsonb_to_recordset(%(refusals)s::jsonb) AS refusal(queue_job_id bigint, entry jsonb)
+    WHERE queue_job.id = refusal.queue_job_id AND queue_job.state = 'running'
+    RETURNING queue_job.id, refusal.entry ->> 'error' AS error
+), ended AS (
+    UPDATE {schema}.tasks AS task
+    SET status = 'cancelled', finished_at = now(), error = refused.error
+    FROM refused
+    WHERE task.queue_job_id = refused.id AND task.status IN ('recovering', 'retrying')
+    RETURNING task.id, task.job_id, task.error
+)
+INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
+SELECT job_id, id, 'cancelled', error FROM ended;

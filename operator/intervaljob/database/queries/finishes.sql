@@ -1,0 +1,66 @@
+-- name: finish_tasks
+-- The fence: only the attempt that is running now, held by a worker that is alive, can end a task.
+-- Who asked to cancel a task that would be tried again gets it cancelled (River §2.5).
+WITH input AS (
+    SELECT *
+    FROM jsonb_to_recordset(%(finishes)s::jsonb) AS finish(
+        task_id uuid, attempt integer, status text, output jsonb, error text, entry jsonb, delay_seconds float8
+    )
+), fenced AS (
+    UPDATE {schema}.tasks AS task
+    SET status = outcome.status,
+        output = input.output,
+        error = input.error,
+        failures = task.failures + CASE WHEN outcome.status IN ('failed', 'retrying') THEN 1 ELSE 0 END,
+        finished_at = CASE WHEN outcome.status <> 'retrying' THEN clock_timestamp() END
+    FROM input
+    CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN input.status = 'retrying' AND EXISTS (
+                SELECT
+                FROM {schema}.tasks AS held
+                JOIN {schema}.river_job AS queue_job ON queue_job.id = held.queue_job_id
+                WHERE held.id = input.task_id AND queue_job.metadata ? 'cancel_attempted_at'
+            ) THEN 'cancelled'
+            ELSE input.status
+        END AS status
+    ) AS outcome
+    WHERE task.id = input.task_id
+        AND task.attempt = input.attempt
+        AND task.worker_id = %(worker)s
+        AND task.status = 'running'
+        AND EXISTS (SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL)
+    RETURNING task.id, task.job_id, task.queue_job_id, task.status, task.error, input.entry, input.delay_seconds
+), queue_jobs AS (
+    UPDATE {schema}.river_job AS queue_job
+    SET state = CASE fenced.status
+            WHEN 'succeeded' THEN 'completed'
+            WHEN 'failed' THEN 'discarded'
+            WHEN 'cancelled' THEN 'cancelled'
+            WHEN 'retrying' THEN CASE WHEN fenced.delay_seconds <= 5 THEN 'available' ELSE 'retryable' END
+        END::{schema}.river_job_state,
+        finalized_at = CASE WHEN fenced.status <> 'retrying' THEN now() END,
+        scheduled_at = CASE
+            WHEN fenced.status = 'retrying' THEN now() + make_interval(secs => fenced.delay_seconds)
+            ELSE queue_job.scheduled_at
+        END,
+        errors = CASE
+            WHEN fenced.entry IS NULL THEN queue_job.errors
+            ELSE array_append(queue_job.errors[
+                greatest(1, coalesce(array_length(queue_job.errors, 1), 0) - 8):
+            ], fenced.entry)
+        END
+    FROM fenced
+    WHERE queue_job.id = fenced.queue_job_id AND queue_job.state = 'running'
+), noted AS (
+    INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
+    SELECT job_id, id, status, left(error, 300) FROM fenced
+)
+SELECT id, status FROM fenced;
+
+-- name: save_checkpoint
+UPDATE {schema}.tasks
+SET checkpoint = %(checkpoint)s::jsonb
+WHERE id = %(task)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND status = 'running'
+    AND EXISTS (SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL)
+RETURNING id;

@@ -1,0 +1,135 @@
+-- name: lock_jobs
+SELECT id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
+    interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
+    backoff_initial_seconds, backoff_max_seconds, suspended, runnable_since, next_run_at, run_requested_at,
+    problem_reason, problem_message, ready_changed_at, deleted_at
+FROM {schema}.jobs
+WHERE id = ANY(%(jobs)s::uuid[])
+ORDER BY id
+FOR UPDATE;
+
+-- name: database_time
+SELECT now() AS now;
+
+-- name: upsert_jobs
+-- Guarded by the generation: an operator that saw an older resource changes nothing.
+INSERT INTO {schema}.jobs AS job (
+    id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
+    interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
+    backoff_initial_seconds, backoff_max_seconds, suspended, runnable_since, next_run_at, run_requested_at,
+    problem_reason, problem_message, ready_changed_at
+)
+SELECT id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
+    interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
+    backoff_initial_seconds, backoff_max_seconds, suspended, runnable_since, next_run_at, run_requested_at,
+    problem_reason, problem_message, ready_changed_at
+FROM jsonb_to_recordset(%(jobs)s::jsonb) AS new(
+    id uuid, cluster_id text, namespace text, name text, generation bigint, user_id uuid, workspace_id uuid,
+    payload text, handler text, queue text, priority smallint, interval_seconds integer, schedule text,
+    time_zone text, anchor timestamptz, concurrency_policy text, active_deadline_seconds integer,
+    backoff_limit integer, backoff_initial_seconds integer, backoff_max_seconds integer, suspended boolean,
+    runnable_since timestamptz, next_run_at timestamptz, run_requested_at text, problem_reason text,
+    problem_message text, ready_changed_at timestamptz
+)
+ORDER BY id
+ON CONFLICT (id) DO UPDATE
+SET cluster_id = excluded.cluster_id,
+    namespace = excluded.namespace,
+    name = excluded.name,
+    generation = excluded.generation,
+    user_id = excluded.user_id,
+    workspace_id = excluded.workspace_id,
+    payload = excluded.payload,
+    handler = excluded.handler,
+    queue = excluded.queue,
+    priority = excluded.priority,
+    interval_seconds = excluded.interval_seconds,
+    schedule = excluded.schedule,
+    time_zone = excluded.time_zone,
+    anchor = excluded.anchor,
+    concurrency_policy = excluded.concurrency_policy,
+    active_deadline_seconds = excluded.active_deadline_seconds,
+    backoff_limit = excluded.backoff_limit,
+    backoff_initial_seconds = excluded.backoff_initial_seconds,
+    backoff_max_seconds = excluded.backoff_max_seconds,
+    suspended = excluded.suspended,
+    runnable_since = excluded.runnable_since,
+    next_run_at = excluded.next_run_at,
+    run_requested_at = excluded.run_requested_at,
+    problem_reason = excluded.problem_reason,
+    problem_message = excluded.problem_message,
+    ready_changed_at = excluded.ready_changed_at,
+    deleted_at = NULL
+WHERE job.generation <= excluded.generation
+RETURNING id;
+
+-- name: hold_unkeyed_queue_jobs
+-- A job that becomes Forbid while occurrences of its Allow time are unfinished waits for those, too.
+INSERT INTO {schema}.forbid_holds (job_id, queue_job_id)
+SELECT job_id, queue_job.id
+FROM unnest(%(jobs)s::uuid[]) AS job_id
+JOIN {schema}.river_job AS queue_job ON queue_job.args @> jsonb_build_object('job_id', job_id::text)
+WHERE queue_job.kind = 'interval_job'
+    AND queue_job.state NOT IN ('cancelled', 'completed', 'discarded')
+    AND queue_job.unique_key IS NULL
+ON CONFLICT DO NOTHING;
+
+-- name: known_jobs
+-- Keyset pages over every row that stands for a resource of this cluster.
+SELECT id, namespace, name, generation, run_requested_at
+FROM {schema}.jobs
+WHERE cluster_id = %(cluster)s
+    AND deleted_at IS NULL
+    AND (%(namespaces)s::text[] = '{}' OR namespace = ANY(%(namespaces)s::text[]))
+    AND id > %(after)s
+ORDER BY id
+LIMIT %(limit)s;
+
+-- name: retire_jobs
+UPDATE {schema}.jobs
+SET deleted_at = now(), next_run_at = NULL
+WHERE id = ANY(%(jobs)s::uuid[]) AND cluster_id = %(cluster)s AND deleted_at IS NULL
+RETURNING id;
+
+-- name: cancel_waiting_tasks
+WITH ended AS (
+    UPDATE {schema}.tasks
+    SET status = 'cancelled', finished_at = now(), error = 'the IntervalJob was deleted'
+    WHERE job_id = ANY(%(jobs)s::uuid[]) AND status IN ('recovering', 'retrying')
+    RETURNING id, job_id, error
+)
+INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
+SELECT job_id, id, 'cancelled', error FROM ended;
+
+-- name: cancel_queue_jobs
+-- What waits is cancelled; the worker of what runs is asked to cancel it, as River's JobCancel does (River §2.8).
+WITH cancelled AS (
+    UPDATE {schema}.river_job AS queue_job
+    SET state = CASE WHEN queue_job.state = 'running' THEN queue_job.state ELSE 'cancelled' END,
+        finalized_at = CASE WHEN queue_job.state = 'running' THEN NULL ELSE now() END,
+        metadata = queue_job.metadata || jsonb_build_object('cancel_attempted_at', now()),
+        errors = CASE
+            WHEN queue_job.state = 'running' THEN queue_job.errors
+            ELSE array_append(queue_job.errors, jsonb_build_object(
+                'at', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                'attempt', queue_job.attempt, 'error', 'JobCancelError: the IntervalJob was deleted', 'trace', ''
+            ))
+        END
+    FROM unnest(%(jobs)s::uuid[]) AS job_id
+    WHERE queue_job.args @> jsonb_build_object('job_id', job_id::text)
+        AND queue_job.kind = 'interval_job'
+        AND queue_job.state NOT IN ('cancelled', 'completed', 'discarded')
+    RETURNING queue_job.id, queue_job.queue, queue_job.state
+)
+SELECT count(pg_notify(
+    '{schema}.river_control', json_build_object('action', 'cancel', 'job_id', id, 'queue', queue)::text
+)) AS asked
+FROM cancelled
+WHERE state = 'running';
+
+-- name: forget_forbid_holds
+DELETE FROM {schema}.forbid_holds AS hold
+WHERE NOT EXISTS (
+    SELECT FROM {schema}.river_job AS held
+    WHERE held.id = hold.queue_job_id AND held.state NOT IN ('cancelled', 'completed', 'discarded')
+);

@@ -1,0 +1,111 @@
+-- name: fold_transitions
+-- Takes what happened and adds it to the jobs' counts in one transaction, so that nothing counts twice or never.
+-- Returned is what may be worth an event, with the result that the job had before.
+WITH taken AS (
+    DELETE FROM {schema}.transitions
+    WHERE id = ANY(ARRAY(
+        SELECT transition.id
+        FROM {schema}.transitions AS transition
+        JOIN {schema}.jobs AS job ON job.id = transition.job_id
+        WHERE job.cluster_id = %(cluster)s
+            AND (%(namespaces)s::text[] = '{}' OR job.namespace = ANY(%(namespaces)s::text[]))
+        ORDER BY transition.id
+        LIMIT %(limit)s
+        FOR UPDATE OF transition SKIP LOCKED
+    ))
+    RETURNING id, job_id, task_id, kind, count, detail, at
+), folded AS (
+    INSERT INTO {schema}.job_status AS status (
+        job_id, succeeded, failed, cancelled, recovered, skipped, last_result, last_success_at, last_failure_at
+    )
+    SELECT job_id,
+        coalesce(sum(count) FILTER (WHERE kind = 'succeeded'), 0),
+        coalesce(sum(count) FILTER (WHERE kind = 'failed'), 0),
+        coalesce(sum(count) FILTER (WHERE kind = 'cancelled'), 0),
+        coalesce(sum(count) FILTER (WHERE kind = 'recovered'), 0),
+        coalesce(sum(count) FILTER (WHERE kind = 'skipped'), 0),
+        (array_agg(kind ORDER BY id DESC) FILTER (WHERE kind IN ('succeeded', 'failed', 'cancelled')))[1],
+        max(at) FILTER (WHERE kind = 'succeeded'),
+        max(at) FILTER (WHERE kind = 'failed')
+    FROM taken
+    GROUP BY job_id
+    ORDER BY job_id
+    ON CONFLICT (job_id) DO UPDATE
+    SET succeeded = status.succeeded + excluded.succeeded,
+        failed = status.failed + excluded.failed,
+        cancelled = status.cancelled + excluded.cancelled,
+        recovered = status.recovered + excluded.recovered,
+        skipped = status.skipped + excluded.skipped,
+        last_result = coalesce(excluded.last_result, status.last_result),
+        last_success_at = greatest(excluded.last_success_at, status.last_success_at),
+        last_failure_at = greatest(excluded.last_failure_at, status.last_failure_at),
+        revision = status.revision + 1
+)
+SELECT taken.job_id, taken.task_id, taken.kind, taken.count, taken.detail, status.last_result,
+    job.namespace, job.name, job.deleted_at IS NOT NULL AS deleted
+FROM taken
+JOIN {schema}.jobs AS job ON job.id = taken.job_id
+LEFT JOIN {schema}.job_status AS status ON status.job_id = taken.job_id
+WHERE taken.kind IN ('succeeded', 'failed', 'cancelled', 'recovered', 'skipped')
+    AND (taken.kind <> 'succeeded' OR status.last_result IS DISTINCT FROM 'succeeded')
+ORDER BY taken.id;
+
+-- name: touch_statuses
+INSERT INTO {schema}.job_status AS status (job_id)
+SELECT job_id FROM unnest(%(jobs)s::uuid[]) AS job_id
+ORDER BY job_id
+ON CONFLICT (job_id) DO UPDATE SET revision = status.revision + 1, write_after = now();
+
+-- name: claim_unwritten_statuses
+UPDATE {schema}.job_status
+SET write_after = now() + make_interval(secs => %(retry_seconds)s)
+WHERE job_id = ANY(ARRAY(
+    SELECT status.job_id
+    FROM {schema}.job_status AS status
+    JOIN {schema}.jobs AS job ON job.id = status.job_id
+    WHERE status.revision > status.written_revision
+        AND status.write_after <= now()
+        AND job.cluster_id = %(cluster)s
+        AND job.deleted_at IS NULL
+        AND (%(namespaces)s::text[] = '{}' OR job.namespace = ANY(%(namespaces)s::text[]))
+    ORDER BY status.write_after, status.job_id
+    LIMIT %(limit)s
+    FOR UPDATE OF status SKIP LOCKED
+))
+RETURNING job_id;
+
+-- name: read_statuses
+SELECT job.id AS job_id, job.namespace, job.name, job.generation, job.interval_seconds, job.schedule,
+    job.suspended, job.next_run_at, job.last_run_at, job.problem_reason, job.problem_message,
+    job.ready_changed_at, status.succeeded, status.failed, status.cancelled, status.recovered, status.skipped,
+    status.last_result, status.last_success_at, status.last_failure_at, status.revision, recent.tasks
+FROM {schema}.jobs AS job
+JOIN {schema}.job_status AS status ON status.job_id = job.id
+CROSS JOIN LATERAL (
+    SELECT coalesce(jsonb_agg(to_jsonb(task) ORDER BY task.created_at DESC), '[]') AS tasks
+    FROM (
+        SELECT task.id, task.status, task.attempt, task.recoveries, task.scheduled_for, task.started_at,
+            task.finished_at, task.created_at, left(task.error, 1024) AS error, worker.name AS worker
+        FROM {schema}.tasks AS task
+        LEFT JOIN {schema}.workers AS worker ON worker.id = task.worker_id
+        WHERE task.job_id = job.id
+        ORDER BY task.created_at DESC
+        LIMIT 50
+    ) AS task
+) AS recent
+WHERE job.id = ANY(%(jobs)s::uuid[]);
+
+-- name: statuses_written
+UPDATE {schema}.job_status AS status
+SET written_revision = greatest(status.written_revision, written.revision),
+    write_after = now() + make_interval(secs => %(spacing_seconds)s)
+FROM jsonb_to_recordset(%(written)s::jsonb) AS written(job_id uuid, revision bigint)
+WHERE status.job_id = written.job_id;
+
+-- name: retry_statuses
+UPDATE {schema}.job_status
+SET write_after = now() + make_interval(secs => %(spacing_seconds)s)
+WHERE job_id = ANY(%(jobs)s::uuid[]);
+
+-- name: count_unwritten_statuses
+SELECT count(*) AS waiting FROM {schema}.job_status WHERE revision > written_revision;

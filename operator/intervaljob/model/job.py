@@ -1,0 +1,163 @@
+"""Jobs: what a row of `jobs` becomes when its IntervalJob has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from intervaljob.errors import ResourceError
+from intervaljob.model.custom_resource import Definition, IntervalJob
+from intervaljob.model.schedule import Cron, Interval, Schedule, after
+
+
+@dataclass(frozen=True)
+class Change:
+    """A row to write, and what follows from it; `event` is (type, reason, message) for `kubectl describe`."""
+
+    row: dict[str, Any]
+    run_now: bool
+    became_forbid: bool
+    event: tuple[str, str, str] | None
+
+
+def schedule_of(row: Mapping[str, Any]) -> Schedule:
+    """The schedule in a row of `jobs`; it was checked before it was written."""
+    if row["interval_seconds"] is not None:
+        return Interval(row["interval_seconds"])
+    return Cron(row["schedule"], row["time_zone"] or "UTC")
+
+
+def reconcile(
+    resource: IntervalJob,
+    wanted: Definition | ResourceError,
+    known: Mapping[str, Any] | None,
+    *,
+    cluster: str,
+    now: datetime,
+) -> Change | None:
+    """What an IntervalJob changes about its row (None: it has none yet); None when it changes nothing.
+
+    A definition that cannot be scheduled changes nothing that runs: the row only notes what is wrong with it.
+    """
+    if known is not None and known["deleted_at"] is None and _seen(resource, known):
+        return None
+    if isinstance(wanted, ResourceError):
+        return _noted(resource, wanted, known, cluster=cluster, now=now)
+    row = {
+        **_identity(resource, cluster=cluster),
+        **{name: value for name, value in asdict(wanted).items() if name != "suspend"},
+        "suspended": wanted.suspend,
+        "runnable_since": _runnable_since(wanted, known, now=now),
+        "next_run_at": _next_run_at(resource, wanted, known, now=now),
+        "run_requested_at": resource.run_requested_at,
+        "problem_reason": None,
+        "problem_message": None,
+        "ready_changed_at": now if known is None or known["problem_reason"] else known["ready_changed_at"],
+    }
+    return Change(
+        row=row,
+        run_now=resource.run_requested_at is not None
+        and (known is None or known["run_requested_at"] != resource.run_requested_at),
+        became_forbid=known is not None
+        and wanted.concurrency_policy == "Forbid"
+        and known["concurrency_policy"] != "Forbid",
+        event=_event(wanted, known),
+    )
+
+
+def _seen(resource: IntervalJob, known: Mapping[str, Any]) -> bool:
+    if known["generation"] > resource.generation:
+        return True
+    same_request = resource.run_requested_at in (None, known["run_requested_at"])
+    return bool(known["generation"] == resource.generation and same_request)
+
+
+def _noted(
+    resource: IntervalJob, problem: ResourceError, known: Mapping[str, Any] | None, *, cluster: str, now: datetime
+) -> Change | None:
+    keeps = {name: value for name, value in known.items() if name != "deleted_at"} if known else _nothing(now)
+    row = {
+        **keeps,
+        **_identity(resource, cluster=cluster),
+        "problem_reason": problem.reason,
+        "problem_message": problem.message,
+        "ready_changed_at": keeps["ready_changed_at"] if known and known["problem_reason"] else now,
+    }
+    if known and row == keeps:
+        return None
+    event = ("Warning", problem.reason, problem.message)
+    return Change(row=row, run_now=False, became_forbid=False, event=event)
+
+
+def _identity(resource: IntervalJob, *, cluster: str) -> dict[str, Any]:
+    return {
+        "id": resource.uid,
+        "cluster_id": cluster,
+        "namespace": resource.namespace,
+        "name": resource.name,
+        "generation": resource.generation,
+        "anchor": resource.created_at,
+    }
+
+
+def _nothing(now: datetime) -> dict[str, Any]:
+    """The row of an IntervalJob that was never right: it has no next occurrence, so nothing runs."""
+    return {
+        "user_id": UUID(int=0),
+        "workspace_id": UUID(int=0),
+        "payload": "",
+        "handler": "",
+        "queue": "default",
+        "priority": 1,
+        "interval_seconds": None,
+        "schedule": None,
+        "time_zone": None,
+        "concurrency_policy": "Allow",
+        "active_deadline_seconds": None,
+        "backoff_limit": 0,
+        "backoff_initial_seconds": 10,
+        "backoff_max_seconds": 360,
+        "suspended": False,
+        "runnable_since": None,
+        "next_run_at": None,
+        "run_requested_at": None,
+        "ready_changed_at": now,
+    }
+
+
+def _runnable_since(wanted: Definition, known: Mapping[str, Any] | None, *, now: datetime) -> datetime | None:
+    """Occurrences before this moment fell into a suspension."""
+    if known is None:
+        return None
+    if known["suspended"] and not wanted.suspend:
+        return now
+    since: datetime | None = known["runnable_since"]
+    return since
+
+
+def _next_run_at(
+    resource: IntervalJob, wanted: Definition, known: Mapping[str, Any] | None, *, now: datetime
+) -> datetime:
+    """The first occurrence from now on; one that is due already stays, for the scheduler to run or to count."""
+    new = schedule_of(asdict(wanted))
+    if known is None or known["next_run_at"] is None:
+        return after(new, anchor=resource.created_at, moment=now)
+    due: datetime = known["next_run_at"]
+    if due <= now or new == schedule_of(known):
+        return due
+    return after(new, anchor=resource.created_at, moment=now)
+
+
+def _event(wanted: Definition, known: Mapping[str, Any] | None) -> tuple[str, str, str] | None:
+    if known is None:
+        return None
+    if known["problem_reason"]:
+        return ("Normal", "Accepted", "The spec can be scheduled again")
+    if wanted.suspend and not known["suspended"]:
+        return ("Normal", "Suspended", "No more tasks are started until spec.suspend is false")
+    if known["suspended"] and not wanted.suspend:
+        return ("Normal", "Resumed", "Tasks are started again; occurrences since the suspension are not made up for")
+    return None

@@ -1,0 +1,150 @@
+"""Tasks: whether a claimed queue job may run one, what an attempt is, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from intervaljob.model.args import QueueArgs, error_entry
+from intervaljob.model.retry import backoff_seconds
+
+Json = Any
+
+MAX_OUTPUT_BYTES = 64 * 1024
+MAX_CHECKPOINT_BYTES = 64 * 1024
+
+
+class Status(StrEnum):
+    """The status of a task."""
+
+    RUNNING = "running"
+    RECOVERING = "recovering"
+    RETRYING = "retrying"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a queue job runs nothing: `reason` is a metric's label, `message` goes to the queue job's errors."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of a task by one worker: all that the worker and its executor know of it."""
+
+    task_id: UUID
+    job_id: UUID
+    user_id: UUID
+    workspace_id: UUID
+    queue_job_id: int
+    number: int
+    handler: str
+    payload: str
+    recovered: bool
+    scheduled_for: datetime
+    failures: int
+    checkpoint: Json
+    active_deadline_seconds: int | None
+    backoff_limit: int
+    backoff_initial_seconds: int
+    backoff_max_seconds: int
+
+
+class Outcome(StrEnum):
+    """How an executor left an attempt."""
+
+    RETURNED = "returned"
+    RAISED = "raised"
+    CANCELLED = "cancelled"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of an attempt; `retry` is false for errors that no repetition mends."""
+
+    outcome: Outcome
+    output: Json = None
+    error: str | None = None
+    trace: str = ""
+    retry: bool = True
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How an attempt is recorded; `delay_seconds` counts for a retry only, `entry` is River's (§2.5)."""
+
+    task_id: UUID
+    attempt: int
+    status: Status
+    output: Json
+    error: str | None
+    entry: dict[str, object] | None
+    delay_seconds: float
+
+
+def judge(args: QueueArgs, row: Mapping[str, Any]) -> Refusal | None:
+    """Whether a claimed queue job may run: None, or why not (DESIGN: the worker verifies before it runs).
+
+    `row` is what the database knows: of the job, and of the task that the queue job names or has begun already.
+    """
+    refused = _judge_job(args, row)
+    if refused or (row["task_id"] is None and args.task_id is None):
+        return refused
+    if row["task_id"] is None:
+        return Refusal("task_missing", f"task {args.task_id} does not exist")
+    if row["task_job_id"] != args.job_id:
+        return Refusal("task_of_another_job", f"task {row['task_id']} belongs to job {row['task_job_id']}")
+    if row["status"] == Status.RUNNING:
+        return Refusal("task_held", f"task {row['task_id']} is running, held by a worker")
+    if row["status"] not in (Status.RECOVERING, Status.RETRYING):
+        return Refusal("task_finished", f"task {row['task_id']} has already ended: {row['status']}")
+    return None
+
+
+def _judge_job(args: QueueArgs, row: Mapping[str, Any]) -> Refusal | None:
+    if row["job_id"] is None:
+        return Refusal("job_missing", f"job {args.job_id} does not exist")
+    if row["deleted_at"] is not None:
+        return Refusal("job_deleted", f"job {args.job_id} was deleted")
+    return None
+
+
+def conclude(attempt: Attempt, result: Result, *, started_at: datetime) -> Finish:
+    """How the end of an attempt is recorded: done, tried again after a delay, or given up."""
+    status, delay = Status.SUCCEEDED, 0.0
+    if result.outcome is Outcome.CANCELLED:
+        status = Status.CANCELLED
+    elif result.outcome is Outcome.DEADLINE_EXCEEDED:
+        status = Status.FAILED
+    elif result.outcome is Outcome.RAISED and result.retry and attempt.failures < attempt.backoff_limit:
+        status = Status.RETRYING
+        delay = backoff_seconds(
+            failures=attempt.failures + 1,
+            initial=attempt.backoff_initial_seconds,
+            maximum=attempt.backoff_max_seconds,
+            key=f"{attempt.task_id}/{attempt.number}",
+        )
+    elif result.outcome is Outcome.RAISED:
+        status = Status.FAILED
+    entry = None
+    if result.error is not None:
+        entry = error_entry(at=started_at, attempt=attempt.number, error=result.error, trace=result.trace)
+    return Finish(
+        task_id=attempt.task_id,
+        attempt=attempt.number,
+        status=status,
+        output=result.output,
+        error=None if entry is None else str(entry["error"]),
+        entry=entry,
+        delay_seconds=delay,
+    )

@@ -1,0 +1,124 @@
+"""Due jobs become queue jobs: a batch in one transaction, in which they also advance to their next occurrence."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+
+from intervaljob.database.connection import Database, Row, as_records
+from intervaljob.database.occurrences import Skip, enqueue, record_skips
+from intervaljob.errors import DatabaseUnavailable
+from intervaljob.model.job import schedule_of
+from intervaljob.model.schedule import Plan, plan
+from intervaljob.model.scope import Scope
+from intervaljob.telemetry import metrics
+
+logger = logging.getLogger(__name__)
+
+#: Longest sleep: another operator may have added a job that is due earlier than anything this one knew.
+LONGEST_SLEEP_SECONDS = 5.0
+
+#: River §2.9: what waits for its time is made available up to this early; fetching looks at the time again.
+PROMOTE_AHEAD_SECONDS = 5.0
+PROMOTE_BATCH = 1000
+
+
+class Scheduler:
+    """Sleeps until the next job is due, or until `wake` says that this may have changed."""
+
+    def __init__(self, database: Database, *, scope: Scope, batch_size: int) -> None:
+        self._database = database
+        self._scope = scope
+        self._batch_size = batch_size
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """A job was added or changed: look again when the next one is due."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Schedule for ever; while the database is away, wait."""
+        while True:
+            self._woken.clear()
+            try:
+                await self.schedule_due()
+                await self._promote()
+                seconds = await self._seconds_to_next()
+            except DatabaseUnavailable as error:
+                logger.warning("Cannot schedule", extra={"error": error})
+                seconds = 1.0
+            try:
+                async with asyncio.timeout(max(0.0, min(seconds, LONGEST_SLEEP_SECONDS))):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    async def schedule_due(self) -> int:
+        """Handle every job that is due now; returns how many queue jobs were added."""
+        added, full = 0, True
+        while full:
+            handled, queued = await self._batch()
+            added += queued
+            full = handled == self._batch_size
+        return added
+
+    async def _batch(self) -> tuple[int, int]:
+        async with self._database.transaction() as session:
+            jobs = await session.fetch("lock_due_jobs", limit=self._batch_size, **self._scope.parameters())
+            if not jobs:
+                return 0, 0
+            plans = [_plan(job) for job in jobs]
+            due = [(job, p.run) for job, p in zip(jobs, plans, strict=True) if p.run is not None]
+            forbidden = await enqueue(session, due)
+            skips = [*forbidden, *_skips(jobs, plans)]
+            await record_skips(session, skips)
+            refused = {skip.job_id for skip in forbidden}
+            await session.fetch(
+                "advance_jobs",
+                advances=as_records(
+                    {
+                        "job_id": job["id"],
+                        "next_run_at": p.next,
+                        "last_run_at": None if job["id"] in refused else p.run,
+                    }
+                    for job, p in zip(jobs, plans, strict=True)
+                ),
+            )
+        _measure(due, skips)
+        return len(jobs), len(due) - len(forbidden)
+
+    async def _promote(self) -> None:
+        await self._database.fetch("promote_queue_jobs", ahead_seconds=PROMOTE_AHEAD_SECONDS, limit=PROMOTE_BATCH)
+
+    async def _seconds_to_next(self) -> float:
+        rows = await self._database.fetch("seconds_to_next_due", **self._scope.parameters())
+        return float(rows[0]["seconds"]) if rows else LONGEST_SLEEP_SECONDS
+
+
+def _plan(job: Row) -> Plan:
+    return plan(
+        schedule_of(job),
+        anchor=job["anchor"],
+        due=job["next_run_at"],
+        now=job["now"],
+        runnable_since=job["runnable_since"],
+    )
+
+
+def _skips(jobs: Sequence[Row], plans: Sequence[Plan]) -> list[Skip]:
+    return [
+        Skip(job["id"], skipped.reason, skipped.first, skipped.last, skipped.count)
+        for job, p in zip(jobs, plans, strict=True)
+        for skipped in p.skipped
+    ]
+
+
+def _measure(due: Sequence[tuple[Row, datetime]], skips: Sequence[Skip]) -> None:
+    for job, time in due:
+        metrics.SCHEDULE_LATENESS.observe((job["now"] - time).total_seconds())
+    forbidden = sum(1 for skip in skips if skip.reason == "ConcurrencyForbidden")
+    metrics.OCCURRENCES.labels("queued", "").inc(len(due) - forbidden)
+    for skip in skips:
+        metrics.OCCURRENCES.labels("skipped", skip.reason).inc(skip.count)

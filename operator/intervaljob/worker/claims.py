@@ -1,0 +1,141 @@
+"""Claiming: queue jobs become attempts, in one transaction; those that cannot run are cancelled and say why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from intervaljob.database.connection import Database, Row, Session, as_records
+from intervaljob.errors import ArgsError
+from intervaljob.model.args import QueueArgs, error_entry
+from intervaljob.model.task import Attempt, Refusal, judge
+from intervaljob.telemetry import metrics
+from intervaljob.worker.incarnation import Incarnation
+
+logger = logging.getLogger(__name__)
+
+
+async def claim(database: Database, *, worker: Incarnation, queue: str, limit: int) -> tuple[list[Attempt], int]:
+    """Claim at most `limit` queue jobs; returns the attempts to run, and how many queue jobs there were."""
+    async with database.transaction() as session:
+        claimed = await session.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit)
+        if not claimed:
+            return [], 0
+        readable, refusals = _read(claimed)
+        known = await session.fetch(
+            "look_up_claims",
+            claims=as_records(
+                {"queue_job_id": key, "job_id": args.job_id, "task_id": args.task_id} for key, args in readable.items()
+            ),
+        )
+        rows = {row["queue_job_id"]: row for row in known}
+        for key, args in readable.items():
+            if refusal := judge(args, rows[key]):
+                refusals[key] = refusal
+        times = {row["id"]: row["scheduled_at"] for row in claimed}
+        attempts = [
+            _attempt(args, rows[key], key=key, time=times[key]) for key, args in readable.items() if key not in refusals
+        ]
+        attempts = await _start(session, attempts, worker=worker, refusals=refusals)
+        await _refuse(session, claimed, refusals)
+    _report(attempts, refusals, rows, queue=queue, worker=worker)
+    return attempts, len(claimed)
+
+
+def _read(claimed: Sequence[Row]) -> tuple[dict[int, QueueArgs], dict[int, Refusal]]:
+    readable, refusals = {}, {}
+    for row in claimed:
+        try:
+            readable[row["id"]] = QueueArgs.parse(row["args"])
+        except ArgsError as error:
+            refusals[row["id"]] = Refusal("args_unreadable", str(error))
+    return readable, refusals
+
+
+def _attempt(args: QueueArgs, row: Mapping[str, Any], *, key: int, time: Any) -> Attempt:
+    """The attempt; a new task has none in `row`, and gets its id here. The number of a known one is what it was."""
+    new = row["task_id"] is None
+    return Attempt(
+        task_id=uuid4() if new else row["task_id"],
+        job_id=args.job_id,
+        user_id=args.user_id,
+        workspace_id=args.workspace_id,
+        queue_job_id=key,
+        number=0 if new else row["attempt"],
+        handler=row["handler"],
+        payload=args.payload if new else row["task_payload"],
+        recovered=args.task_id is not None,
+        scheduled_for=(None if new else row["scheduled_for"]) or time,
+        failures=0 if new else row["failures"],
+        checkpoint=None if new else row["checkpoint"],
+        active_deadline_seconds=row["active_deadline_seconds"],
+        backoff_limit=row["backoff_limit"],
+        backoff_initial_seconds=row["backoff_initial_seconds"],
+        backoff_max_seconds=row["backoff_max_seconds"],
+    )
+
+
+async def _start(
+    session: Session, attempts: Sequence[Attempt], *, worker: Incarnation, refusals: dict[int, Refusal]
+) -> list[Attempt]:
+    """Write the attempts that are new and those that go on; one that somebody else took meanwhile is refused."""
+    new = as_records(vars(one) for one in attempts if one.number == 0 and not one.recovered)
+    old = as_records(
+        {"task_id": one.task_id, "queue_job_id": one.queue_job_id} for one in attempts if one.number or one.recovered
+    )
+    rows = [
+        *await session.fetch("start_tasks", tasks=new, worker=worker.id),
+        *await session.fetch("resume_tasks", tasks=old, worker=worker.id),
+    ]
+    numbers = {row["id"]: row["attempt"] for row in rows}
+    started = []
+    for one in attempts:
+        if one.task_id in numbers:
+            started.append(Attempt(**{**vars(one), "number": numbers[one.task_id]}))
+        else:
+            refusals[one.queue_job_id] = Refusal("task_held", f"task {one.task_id} was taken meanwhile")
+    return started
+
+
+async def _refuse(session: Session, claimed: Sequence[Row], refusals: Mapping[int, Refusal]) -> None:
+    if not refusals:
+        return
+    await session.fetch(
+        "refuse_queue_jobs",
+        refusals=as_records(
+            {
+                "queue_job_id": row["id"],
+                "entry": error_entry(at=row["now"], attempt=1, error=refusals[row["id"]].message),
+            }
+            for row in claimed
+            if row["id"] in refusals
+        ),
+    )
+
+
+def _report(
+    attempts: Sequence[Attempt],
+    refusals: Mapping[int, Refusal],
+    rows: Mapping[int, Row],
+    *,
+    queue: str,
+    worker: Incarnation,
+) -> None:
+    metrics.TASKS_CLAIMED.labels(queue).inc(len(attempts))
+    for one in attempts:
+        if one.recovered:
+            logger.info(
+                f"Recovery job: using existing task {one.task_id} for job {one.job_id}",  # noqa: G004 - a promise
+                extra={"job": one.job_id, "task": one.task_id, "attempt": one.number, "worker": worker.name},
+            )
+    for key, refusal in refusals.items():
+        metrics.QUEUE_JOBS_CANCELLED.labels(refusal.reason).inc()
+        row = rows.get(key)
+        if row is not None and row["task_id"] is not None:
+            metrics.RECOVERIES_REFUSED.labels(refusal.reason).inc()
+        logger.warning(
+            "Queue job cancelled",
+            extra={"queue_job": key, "reason": refusal.reason, "error": refusal.message, "worker": worker.name},
+        )

@@ -1,0 +1,76 @@
+"""Ends of attempts, written in batches: while one batch is under way, the next gathers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from intervaljob.database.connection import Database, as_records
+from intervaljob.errors import DatabaseUnavailable
+from intervaljob.model.task import Attempt, Finish
+from intervaljob.telemetry import metrics
+from intervaljob.worker.incarnation import Incarnation
+
+logger = logging.getLogger(__name__)
+
+BATCH = 500
+
+
+class Finisher:
+    """Writes how attempts ended, behind the fence: a stale attempt's end changes nothing."""
+
+    def __init__(self, database: Database, worker: Incarnation) -> None:
+        self._database = database
+        self._worker = worker
+        self._waiting: asyncio.Queue[tuple[Attempt, Finish]] = asyncio.Queue()
+
+    def put(self, attempt: Attempt, finish: Finish) -> None:
+        """Write this end soon."""
+        self._waiting.put_nowait((attempt, finish))
+
+    async def flushed(self) -> None:
+        """Returns when everything that was put has been written."""
+        await self._waiting.join()
+
+    async def run(self) -> None:
+        """Write for ever. While the database is away the ends wait; the lease says for how long that makes sense."""
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            while not await self._write(batch):  # noqa: ASYNC110 - the database sends no event when it is back
+                await asyncio.sleep(0.5)
+            for _ in batch:
+                self._waiting.task_done()
+
+    async def _write(self, batch: list[tuple[Attempt, Finish]]) -> bool:
+        try:
+            rows = await self._database.fetch(
+                "finish_tasks", worker=self._worker.id, finishes=as_records(vars(finish) for _, finish in batch)
+            )
+        except DatabaseUnavailable as error:
+            logger.warning("Ends of attempts wait", extra={"count": len(batch), "error": error})
+            return False
+        written = {row["id"]: row["status"] for row in rows}
+        for attempt, finish in batch:
+            self._report(attempt, finish, written.get(attempt.task_id))
+        return True
+
+    def _report(self, attempt: Attempt, finish: Finish, status: str | None) -> None:
+        fields = {
+            "job": attempt.job_id,
+            "task": attempt.task_id,
+            "attempt": attempt.number,
+            "worker": self._worker.name,
+        }
+        if status is None:
+            metrics.STALE_FINISHES.inc()
+            logger.warning("End of a stale attempt changes nothing", extra=fields)
+            return
+        metrics.TASKS_FINISHED.labels(status).inc()
+        if attempt.recovered:
+            metrics.RECOVERY_OUTCOMES.labels(status).inc()
+        if finish.error is None:
+            logger.debug("Task ended", extra={**fields, "status": status})
+        else:
+            logger.warning("Task ended", extra={**fields, "status": status, "error": finish.error})

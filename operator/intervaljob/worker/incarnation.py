@@ -1,0 +1,117 @@
+"""One incarnation of a worker: its row, its lease, and its end.
+
+A worker that could not renew for the time of its lease has been dead for the others since then, or may be. It stops
+everything before that moment (the executors' kernels do if it cannot), and starts over as a new incarnation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from importlib.metadata import version
+from uuid import UUID, uuid4
+
+from intervaljob.database.connection import Database, Session
+from intervaljob.errors import DatabaseUnavailable
+from intervaljob.model.lease import fence_after, renew_every
+from intervaljob.settings import WorkerSettings
+from intervaljob.telemetry import metrics
+
+logger = logging.getLogger(__name__)
+
+
+class LeaseLost(Exception):  # noqa: N818 - the word says it
+    """This incarnation is over: its lease was not renewed in time, or somebody declared it dead."""
+
+
+class Incarnation:
+    """A worker's promise to be alive. `deadline` is the monotonic time at which its executors are dead."""
+
+    def __init__(self, database: Database, settings: WorkerSettings, *, name: str) -> None:
+        self.id: UUID = uuid4()
+        self.name = name
+        self.deadline = 0.0
+        self.renewed = asyncio.Event()
+        self._database = database
+        self._settings = settings
+
+    def alive(self) -> bool:
+        """Whether the lease, by this machine's clock, still has time."""
+        return time.monotonic() < self.deadline
+
+    async def register(self) -> None:
+        """Write the incarnation's row, as soon as the database is there; that ends earlier ones of the same worker."""
+        while True:
+            sent = time.monotonic()
+            try:
+                async with self._database.dedicated() as session:
+                    await session.fetch(
+                        "register_worker",
+                        worker=self.id,
+                        name=self.name,
+                        pod_uid=self._settings.pod_uid,
+                        version=version("intervaljob"),
+                        queues=list(self._settings.queues),
+                        lease_seconds=self._settings.lease_seconds,
+                    )
+            except DatabaseUnavailable as error:
+                logger.warning("Waiting for the database", extra={"worker": self.name, "error": error})
+                await asyncio.sleep(1)
+                continue
+            self._push_out(sent)
+            logger.info("Worker registered", extra={"worker": self.name, "id": self.id})
+            return
+
+    async def keep(self) -> None:
+        """Renew for ever.
+
+        Raises LeaseLost when the row has ended, or the time has run out.
+        """
+        every = renew_every(self._settings.lease_seconds)
+        while True:
+            try:
+                async with self._database.dedicated() as session:
+                    while True:
+                        await self._renew(session, every)
+                        await asyncio.sleep(every)
+            except (DatabaseUnavailable, TimeoutError) as error:
+                metrics.LEASE_RENEWALS.labels("failed").inc()
+                logger.warning(
+                    "Lease not renewed",
+                    extra={
+                        "worker": self.name,
+                        "seconds_left": f"{self.deadline - time.monotonic():.1f}",
+                        "error": error,
+                    },
+                )
+                await asyncio.sleep(min(1.0, every / 4))
+
+    async def watch_deadline(self) -> None:
+        """Raises LeaseLost when the deadline has passed; a renewal in flight changes nothing then."""
+        while self.alive():
+            metrics.LEASE_REMAINING.set(self.deadline - time.monotonic())
+            await asyncio.sleep(min(0.5, self.deadline - time.monotonic()))
+        metrics.LEASE_REMAINING.set(0)
+        raise LeaseLost("the lease could not be renewed in time")
+
+    async def end(self, reason: str) -> None:
+        """Say goodbye: the row ends, whatever this incarnation still held is recovered at once."""
+        await self._database.fetch("end_worker", worker=self.id, reason=reason)
+
+    async def _renew(self, session: Session, bound: float) -> None:
+        sent = time.monotonic()
+        async with asyncio.timeout(bound):
+            rows = await session.fetch("renew_lease", worker=self.id)
+        if not rows:
+            metrics.LEASE_RENEWALS.labels("ended").inc()
+            raise LeaseLost("somebody declared this worker dead")
+        metrics.LEASE_RENEWALS.labels("ok").inc()
+        self._push_out(sent)
+
+    def _push_out(self, sent: float) -> None:
+        """The time counts from before the renewal was sent, so it ends before the database's does (DESIGN §7)."""
+        if self.deadline and not self.alive():
+            raise LeaseLost("the answer to the renewal came too late")
+        self.deadline = sent + fence_after(self._settings.lease_seconds)
+        self.renewed.set()

@@ -1,0 +1,296 @@
+"""The worker's manager process: claims, hands out, watches, records. It runs no user code, so nothing blocks its lease.
+
+One incarnation is one task group: lease, queue, notifications, ends. When the lease is lost the group ends, every
+executor with it, and a new incarnation begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from intervaljob.database.connection import Database
+from intervaljob.errors import DatabaseUnavailable, HandlerError
+from intervaljob.model.policy import DRAINED
+from intervaljob.model.task import Attempt, Outcome, Result, conclude
+from intervaljob.recovery.recover import Lost, give_back
+from intervaljob.settings import WorkerSettings
+from intervaljob.telemetry import metrics
+from intervaljob.worker.claims import claim
+from intervaljob.worker.finisher import Finisher
+from intervaljob.worker.incarnation import Incarnation, LeaseLost
+from intervaljob.worker.pool import Executor, ExecutorDied, Pool
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Running:
+    """An attempt that an executor works on; `stop` says why it is to end early."""
+
+    attempt: Attempt
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    stop: asyncio.Future[Outcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    abandoned: bool = False
+
+    def cancel(self) -> None:
+        """Somebody asked for it."""
+        if not self.stop.done():
+            self.stop.set_result(Outcome.CANCELLED)
+
+
+class Manager:
+    """One incarnation at work. `run` returns when it has drained."""
+
+    def __init__(
+        self, database: Database, settings: WorkerSettings, *, worker: Incarnation, pool: Pool, stopping: asyncio.Event
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._worker = worker
+        self._pool = pool
+        self._stopping = stopping
+        self._finisher = Finisher(database, worker)
+        self._running: dict[UUID, Running] = {}
+        self._look = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until `stopping` is set and everything has ended or was handed back.
+
+        Raises LeaseLost (in a group) when this incarnation is over, HandlerError when the zygote has ended.
+        """
+        async with asyncio.TaskGroup() as group:
+            for_ever = [
+                group.create_task(self._worker.keep(), name="lease"),
+                group.create_task(self._worker.watch_deadline(), name="deadline"),
+                group.create_task(self._pass_on_renewals(), name="renewals"),
+                group.create_task(self._listen(), name="listen"),
+                group.create_task(self._finisher.run(), name="finisher"),
+                group.create_task(self._watch_zygote(), name="zygote"),
+            ]
+            await self._claim_until_stopping(group)
+            await self._drain()
+            for task in for_ever:
+                task.cancel()
+
+    async def _claim_until_stopping(self, group: asyncio.TaskGroup) -> None:
+        first = 0
+        while not self._stopping.is_set():
+            self._look.clear()
+            first += 1
+            try:
+                more = await self._claim_all(group, first=first)
+            except DatabaseUnavailable as error:
+                logger.warning("Cannot claim", extra={"worker": self._worker.name, "error": error})
+                more = False
+            if not more or self._free() == 0:
+                await self._wait_for_work()
+
+    async def _claim_all(self, group: asyncio.TaskGroup, *, first: int) -> bool:
+        """Claim from each queue in turn, another one first each time; returns whether there may be more."""
+        queues, more = self._settings.queues, False
+        for index in range(len(queues)):
+            limit = self._free()
+            if limit == 0 or not self._worker.alive():
+                return more
+            queue = queues[(first + index) % len(queues)]
+            attempts, found = await claim(self._database, worker=self._worker, queue=queue, limit=limit)
+            for attempt in attempts:
+                self._running[attempt.task_id] = running = Running(attempt)
+                group.create_task(self._work(running), name=f"task {attempt.task_id}")
+            metrics.TASKS_RUNNING.set(len(self._running))
+            more = more or found == limit
+        return more
+
+    def _free(self) -> int:
+        return self._settings.concurrency - len(self._running)
+
+    async def _wait_for_work(self) -> None:
+        """Until a notification, a free place, the end, or the next poll."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.poll_seconds):
+                await self._look.wait()
+
+    async def _work(self, running: Running) -> None:
+        """One attempt from its executor to its record."""
+        attempt = running.attempt
+        metrics.PICKUP_SECONDS.observe(max(0.0, (running.started_at - attempt.scheduled_for).total_seconds()))
+        try:
+            result = await self._execute(running)
+            seconds = (datetime.now(UTC) - running.started_at).total_seconds()
+            metrics.TASK_SECONDS.observe(seconds)
+            if attempt.recovered:
+                metrics.RECOVERED_EXECUTION_SECONDS.observe(seconds)
+            if not running.abandoned:
+                self._finisher.put(attempt, conclude(attempt, result, started_at=running.started_at))
+        except ExecutorDied as error:
+            if not running.abandoned:
+                logger.warning("Executor died", extra={**self._fields(attempt), "error": error})
+                await self._give_back([Lost(attempt.task_id, attempt.number, "executor_exited")])
+        finally:
+            self._running.pop(attempt.task_id, None)
+            metrics.TASKS_RUNNING.set(len(self._running))
+            self._look.set()
+
+    async def _execute(self, running: Running) -> Result:
+        """Run the attempt in an executor, no longer than it may.
+
+        Raises ExecutorDied, also for an attempt that was never handed over because the lease had no time left.
+        """
+        executor = await self._pool.take(deadline=self._worker.deadline)
+        if not self._worker.alive():
+            await self._pool.kill(executor)
+        done = asyncio.ensure_future(executor.run(running.attempt, checkpoint=self._checkpoint))
+        try:
+            await asyncio.wait(
+                (done, asyncio.ensure_future(running.stop)),
+                timeout=running.attempt.active_deadline_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if done.done():
+                result = done.result()
+            else:
+                result = await self._stop_early(running, executor, done)
+        finally:
+            done.cancel()
+        self._pool.put_back(executor)
+        return result
+
+    async def _stop_early(self, running: Running, executor: Executor, done: asyncio.Future[Result]) -> Result:
+        """Ask the handler to stop, and kill its process when it does not."""
+        outcome = running.stop.result() if running.stop.done() else Outcome.DEADLINE_EXCEEDED
+        executor.send({"type": "cancel", "task": str(running.attempt.task_id)})
+        await asyncio.wait({done}, timeout=self._settings.cancel_seconds)
+        if not done.done():
+            await self._pool.kill(executor)
+        await asyncio.wait({done})
+        with suppress(ExecutorDied):
+            done.result()
+        if outcome is Outcome.DEADLINE_EXCEEDED:
+            seconds = running.attempt.active_deadline_seconds
+            return Result(outcome, error=f"DeadlineExceeded: it ran for {seconds} s, spec.activeDeadlineSeconds")
+        return Result(outcome, error="JobCancelError: the task was cancelled")
+
+    async def _checkpoint(self, attempt: Attempt, data: str) -> bool:
+        while True:
+            try:
+                return bool(
+                    await self._database.fetch(
+                        "save_checkpoint",
+                        task=attempt.task_id,
+                        attempt=attempt.number,
+                        worker=self._worker.id,
+                        checkpoint=data,
+                    )
+                )
+            except DatabaseUnavailable as error:
+                logger.warning("Checkpoint waits", extra={**self._fields(attempt), "error": error})
+                await asyncio.sleep(0.5)
+
+    async def _give_back(self, lost: list[Lost]) -> None:
+        """Put attempts of ours on the queue again, as recovery jobs; waits for the database if need be."""
+        while True:
+            try:
+                await give_back(self._database, worker=self._worker.id, name=self._worker.name, lost=lost)
+            except DatabaseUnavailable as error:
+                logger.warning("Recovery waits", extra={"worker": self._worker.name, "error": error})
+                await asyncio.sleep(0.5)
+            else:
+                return
+
+    async def _pass_on_renewals(self) -> None:
+        """After each renewal: push the executors' deadlines out, and see which attempts are still ours."""
+        while True:
+            await self._worker.renewed.wait()
+            self._worker.renewed.clear()
+            self._pool.push_out(self._worker.deadline)
+            with suppress(DatabaseUnavailable):
+                await self._database.fetch("refresh_queues", queues=list(self._settings.queues))
+                await self._compare_held()
+
+    async def _compare_held(self) -> None:
+        """What notifications may have missed: cancellations, and attempts that somebody took from us."""
+        before = dict(self._running)
+        rows = await self._database.fetch("held_tasks", tasks=list(before), worker=self._worker.id)
+        held = {row["id"]: row for row in rows}
+        for task_id, running in before.items():
+            row = held.get(task_id)
+            if self._running.get(task_id) is not running:
+                continue
+            if row is None or row["attempt"] != running.attempt.number:
+                logger.warning("Attempt taken away", extra=self._fields(running.attempt))
+                running.abandoned = True
+                running.cancel()
+            elif row["cancel"]:
+                running.cancel()
+
+    async def _listen(self) -> None:
+        """River's notifications (§2.2): new work, and cancellations. They only make things faster."""
+        while True:
+            try:
+                async for topic, payload in self._database.listen("river_insert", "river_control"):
+                    self._hear(topic, payload)
+            except DatabaseUnavailable as error:
+                logger.warning("Cannot listen", extra={"worker": self._worker.name, "error": error})
+            await asyncio.sleep(1)
+
+    def _hear(self, topic: str, payload: str) -> None:
+        try:
+            message = json.loads(payload or "{}")
+        except ValueError:
+            return
+        if not isinstance(message, dict):
+            return
+        if topic == "river_control" and message.get("action") == "cancel":
+            for running in self._running.values():
+                if running.attempt.queue_job_id == message.get("job_id"):
+                    running.cancel()
+        elif topic != "river_insert" or message.get("queue") in self._settings.queues:
+            self._look.set()
+
+    async def _watch_zygote(self) -> None:
+        await self._pool.ended.wait()
+        raise HandlerError("the process that executors are forked from has ended")
+
+    async def _drain(self) -> None:
+        """Let running attempts end, hand the rest back, and say goodbye."""
+        logger.info("Draining", extra={"worker": self._worker.name, "running": len(self._running)})
+        await self._bounded(self._all_ended(), self._settings.drain_seconds)
+        left = list(self._running.values())
+        for running in left:
+            running.abandoned = True
+        await self._pool.kill_all()
+        if left:
+            await self._give_back([Lost(one.attempt.task_id, one.attempt.number, DRAINED) for one in left])
+        await self._finisher.flushed()
+        await self._worker.end(DRAINED)
+        logger.info("Drained", extra={"worker": self._worker.name, "handed_back": len(left)})
+
+    async def _all_ended(self) -> None:
+        while self._running:
+            self._look.clear()
+            await self._look.wait()
+
+    async def _bounded(self, waiting: Awaitable[None], seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await waiting
+
+    def _fields(self, attempt: Attempt) -> dict[str, object]:
+        return {
+            "job": attempt.job_id,
+            "task": attempt.task_id,
+            "attempt": attempt.number,
+            "worker": self._worker.name,
+        }
+
+
+def lost_lease(group: BaseExceptionGroup) -> bool:
+    """Whether a task group ended for a lost lease and nothing worse."""
+    return group.split(LeaseLost)[1] is None

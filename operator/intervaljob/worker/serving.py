@@ -1,0 +1,86 @@
+"""`intervaljob worker`: one incarnation after the other, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from intervaljob.database.connection import Database
+from intervaljob.database.migrations import check_version
+from intervaljob.errors import DatabaseUnavailable, IntervalJobError
+from intervaljob.settings import WorkerSettings
+from intervaljob.telemetry import metrics, probes
+from intervaljob.worker.incarnation import Incarnation
+from intervaljob.worker.manager import Manager, lost_lease
+from intervaljob.worker.pool import pool
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """A worker process; `serve` returns after a drain."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._name = settings.name()
+        self._stopping = asyncio.Event()
+        self._incarnation: Incarnation | None = None
+        self._database: Database | None = None
+
+    async def serve(self) -> None:
+        """Work until SIGTERM or SIGINT.
+
+        Raises SchemaVersionError for a database of another version, HandlerError for handlers that cannot be loaded.
+        """
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._stop)
+        async with (
+            Database(self._settings, application=f"intervaljob worker {self._name}") as database,
+            probes.serve(self._settings.http_address, live=lambda: None, ready=self._not_ready),
+        ):
+            self._database = database
+            metrics.DATABASE_UP.set_function(lambda: database.problem is None)
+            await self._wait_for_schema(database)
+            while not self._stopping.is_set():
+                await self._one_incarnation(database)
+
+    def _stop(self) -> None:
+        self._stopping.set()
+
+    def _not_ready(self) -> str | None:
+        if self._stopping.is_set():
+            return "draining"
+        if self._incarnation is None or not self._incarnation.alive():
+            return "no lease: the database cannot be reached"
+        return None if self._database is None else self._database.problem
+
+    async def _wait_for_schema(self, database: Database) -> None:
+        while not self._stopping.is_set():
+            try:
+                await check_version(database)
+            except DatabaseUnavailable as error:
+                logger.warning("Waiting for the database", extra={"worker": self._name, "error": error})
+                await asyncio.sleep(1)
+            else:
+                return
+
+    async def _one_incarnation(self, database: Database) -> None:
+        worker = Incarnation(database, self._settings, name=self._name)
+        async with pool(self._settings) as executors:
+            await worker.register()
+            self._incarnation = worker
+            manager = Manager(database, self._settings, worker=worker, pool=executors, stopping=self._stopping)
+            try:
+                await manager.run()
+            except BaseExceptionGroup as group:
+                if not lost_lease(group):
+                    raise _reason(group) from group
+                logger.warning("Lease lost: every task was stopped", extra={"worker": self._name, "id": worker.id})
+
+
+def _reason(group: BaseExceptionGroup) -> BaseException:
+    """The one of our own errors in a group, or the group itself."""
+    ours = group.subgroup(IntervalJobError)
+    return ours.exceptions[0] if ours is not None and len(ours.exceptions) == 1 else group
