@@ -51,7 +51,7 @@ def probe(*, name: str, low: int, high: int) -> str:
 
 @contextmanager
 def connected(kubeconfig: Path) -> Iterator[client.CoreV1Api]:
-    with config.new_client_from_config(str(kubeconfig)) as connection:  # type: ignore[no-untyped-call]
+    with config.new_client_from_config(str(kubeconfig)) as connection:
         yield client.CoreV1Api(connection)
 
 

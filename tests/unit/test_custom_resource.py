@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from intervaljob.errors import ResourceError
-from intervaljob.model import resource
+from intervaljob.model import custom_resource
 from intervaljob.model.custom_resource import Definition, IntervalJob, definition
 
 UID = "0b0c7a52-7d52-4b3e-9a3f-0d6c1a9d8a11"
@@ -18,7 +18,7 @@ WORKSPACE = "0f8b6c1d-2e3f-4a5b-9c6d-7e8f9a0b1c2d"
 def body(spec: object = None, **metadata: object) -> dict[str, Any]:
     """An object as the API server returns it; `spec` is left out when it is None."""
     whole: dict[str, Any] = {
-        "apiVersion": f"{resource.GROUP}/{resource.VERSION}",
+        "apiVersion": f"{custom_resource.GROUP}/{custom_resource.VERSION}",
         "kind": "IntervalJob",
         "metadata": {
             "uid": UID,

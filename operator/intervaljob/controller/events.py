@@ -60,11 +60,14 @@ class Announcer:
                 logger.warning("Event not written", extra={"job": event.uid, "reason": event.reason, "error": error})
 
 
-def transition(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(kind, reason, message) for a row of `fold_transitions`."""
+def transition(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """(kind, reason, message) for a row of `fold_transitions`, None for what happens all the time.
+
+    Success is news only when it comes first or after something else; the status shows it each time.
+    """
     task, detail = row["task_id"], row["detail"]
     match row["kind"]:
-        case "succeeded":
+        case "succeeded" if row["last_result"] != "succeeded":
             return "Normal", "TaskSucceeded", f"Task {task} succeeded"
         case "failed":
             return "Warning", "TaskFailed", f"Task {task} failed: {detail}"
@@ -72,5 +75,7 @@ def transition(row: Mapping[str, Any]) -> tuple[str, str, str]:
             return "Normal", "TaskCancelled", f"Task {task} was cancelled: {detail}"
         case "recovered":
             return "Warning", "TaskRecovered", f"Task {task} is run again: its worker is gone ({detail})"
-        case _:
+        case "skipped":
             return "Warning", "OccurrencesSkipped", f"{row['count']} not run: {detail}"
+        case _:
+            return None

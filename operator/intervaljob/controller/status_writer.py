@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from intervaljob.controller.api import UNREACHABLE, Api, Conflict
@@ -45,39 +46,25 @@ class StatusWriter:
         self._announcer = announcer
         self._limit = RateLimit(writes_per_second)
         self._batch = max(1, min(200, int(writes_per_second * 2)))
-        self._woken = asyncio.Event()
+        self._edited = asyncio.Event()
 
     def wake(self) -> None:
         """Something was edited: do not wait for the next look."""
-        self._woken.set()
+        self._edited.set()
 
     async def run(self) -> None:
         """Fold and write for ever."""
+        never = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._for_ever(self._fold), name="fold")
-            group.create_task(self._for_ever(self._write_some), name="statuses")
-
-    async def _for_ever(self, act: Any) -> None:
-        while True:
-            self._woken.clear()
-            try:
-                more = await act()
-            except (DatabaseUnavailable, *UNREACHABLE) as error:
-                logger.warning("Statuses wait", extra={"error": error})
-                more = False
-                await asyncio.sleep(1)
-            if not more:
-                try:
-                    async with asyncio.timeout(LOOK_SECONDS):
-                        await self._woken.wait()
-                except TimeoutError:
-                    pass
+            group.create_task(_for_ever(self._fold, sooner=never), name="fold")
+            group.create_task(_for_ever(self._write_some, sooner=self._edited), name="statuses")
 
     async def _fold(self) -> bool:
         rows = await self._database.fetch("fold_transitions", limit=FOLD_BATCH, **self._scope.parameters())
         for row in rows:
-            if not row["deleted"]:
-                kind, reason, message = transition(row)
+            news = transition(row)
+            if news is not None and not row["deleted"]:
+                kind, reason, message = news
                 self._announcer.announce({**row, "id": row["job_id"]}, kind=kind, reason=reason, message=message)
         return len(rows) == FOLD_BATCH
 
@@ -140,3 +127,18 @@ class StatusWriter:
             status=status,
         )
         metrics.STATUS_WRITES.labels("written").inc()
+
+
+async def _for_ever(look: Callable[[], Awaitable[bool]], *, sooner: asyncio.Event) -> None:
+    """Look again at once while there is more, else after a while or when `sooner` is set."""
+    while True:
+        sooner.clear()
+        try:
+            more = await look()
+        except (DatabaseUnavailable, *UNREACHABLE) as error:
+            logger.warning("Statuses wait", extra={"error": error})
+            more = False
+        if not more:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await sooner.wait()

@@ -194,11 +194,11 @@ def _instants(cron: Cron, moment: datetime) -> Iterator[datetime]:
     zone = ZoneInfo(cron.zone)
     minutes, hours, *_ = cron.expression.split()
     fixed = not minutes.startswith("*") and not hours.startswith("*")
-    here = moment.astimezone(zone).replace(tzinfo=None)
-    first, second = _both(here, zone)  # where they differ, faces before `here` are still to be shown again
+    here = moment.astimezone(zone)
+    turned_back = here.replace(fold=1).astimezone(UTC) - moment  # 0 unless the clock will show `here` again
     latest = moment
     again: deque[datetime] = deque()  # what the clock shows a second time, until the first time is over
-    for face in CronSim(cron.expression, here - (second - first)):
+    for face in CronSim(cron.expression, here.replace(tzinfo=None, fold=0) - turned_back):
         first, second = _both(face, zone)
         while again and again[0] < first:
             yield again.popleft()
@@ -208,7 +208,7 @@ def _instants(cron: Cron, moment: datetime) -> Iterator[datetime]:
             first = _end_of_jump(face, zone)
         if first > latest:
             yield (latest := first)
-        if second > first and second > moment and not fixed:
+        if second > first and not fixed:
             again.append(second)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from intervaljob.database.connection import Database, Row, as_records
@@ -49,11 +50,9 @@ class Scheduler:
             except DatabaseUnavailable as error:
                 logger.warning("Cannot schedule", extra={"error": error})
                 seconds = 1.0
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, min(seconds, LONGEST_SLEEP_SECONDS))):
                     await self._woken.wait()
-            except TimeoutError:
-                pass
 
     async def schedule_due(self) -> int:
         """Handle every job that is due now; returns how many queue jobs were added."""

@@ -54,9 +54,13 @@ class _Probes:
         self._connections: set[asyncio.Task[None]] = set()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._connections.discard(task)
+            writer.transport.abort()
+
         task = asyncio.create_task(self._serve(reader, writer), name="probe")
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        task.add_done_callback(ended)
 
     async def close(self) -> None:
         for task in self._connections:
@@ -68,11 +72,10 @@ class _Probes:
         try:
             async with asyncio.timeout(CONNECTION_SECONDS):
                 writer.write(self._response(await _request_line(reader)))
-                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             pass  # the other side is slow or gone; there is nobody to tell
-        finally:
-            writer.close()
 
     def _response(self, request: str | None) -> bytes:
         if request is None:

@@ -1,6 +1,6 @@
 -- name: fold_transitions
 -- Takes what happened and adds it to the jobs' counts in one transaction, so that nothing counts twice or never.
--- Returned is what may be worth an event, with the result that the job had before.
+-- Returned is all that was taken, with the result that the job had before.
 WITH taken AS (
     DELETE FROM {schema}.transitions
     WHERE id = ANY(ARRAY(
@@ -46,8 +46,6 @@ SELECT taken.job_id, taken.task_id, taken.kind, taken.count, taken.detail, statu
 FROM taken
 JOIN {schema}.jobs AS job ON job.id = taken.job_id
 LEFT JOIN {schema}.job_status AS status ON status.job_id = taken.job_id
-WHERE taken.kind IN ('succeeded', 'failed', 'cancelled', 'recovered', 'skipped')
-    AND (taken.kind <> 'succeeded' OR status.last_result IS DISTINCT FROM 'succeeded')
 ORDER BY taken.id;
 
 -- name: touch_statuses
