@@ -60,8 +60,8 @@ def cpu_seconds(pid: int) -> Iterator[float]:
 
 
 LATENESS = """
-    SELECT extract(epoch FROM created_at - scheduled_at)::float8 AS queued,
-        extract(epoch FROM task.started_at - scheduled_at)::float8 AS started
+    SELECT extract(epoch FROM queue_job.created_at - queue_job.scheduled_at)::float8 AS queued,
+        extract(epoch FROM task.started_at - queue_job.scheduled_at)::float8 AS started
     FROM intervaljob.river_job AS queue_job
     LEFT JOIN intervaljob.tasks AS task ON task.queue_job_id = queue_job.id
     WHERE queue_job.scheduled_at > %(since)s AND queue_job.scheduled_at <= %(until)s

@@ -1,24 +1,18 @@
 """A fresh, migrated database for each test, copied from a template; and jobs to put into it."""
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from support import CLUSTER, AddJob, Execute, Work
 
 from intervaljob.database.connection import Database, Row, as_records
 from intervaljob.database.migrations import migrate_up
 from intervaljob.embedded.postgres import Postgres
-from intervaljob.model.scope import Scope
 from intervaljob.settings import DatabaseSettings, load
-
-CLUSTER = "test-cluster"
-SCOPE = Scope(cluster=CLUSTER)
-
-Execute = Callable[..., Awaitable[list[Row]]]
-AddJob = Callable[..., Awaitable[UUID]]
 
 _numbers = itertools.count()
 
@@ -118,6 +112,12 @@ def add_job(database: Database) -> AddJob:
         return row["id"]
 
     return add
+
+
+@pytest.fixture
+def work(database: Database, database_url: str, execute: Execute, add_job: AddJob) -> Work:
+    """Workers, queue jobs and tasks in that database."""
+    return Work(database, url=database_url, execute=execute, add_job=add_job)
 
 
 def settings(url: str, **others: Any) -> DatabaseSettings:

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import re
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -135,14 +136,14 @@ async def test_leaving_closes_the_port_and_open_connections() -> None:
 
 async def test_a_client_that_does_not_read_holds_nothing_up() -> None:
     trouble = "x" * 50_000_000
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async with probes.serve("127.0.0.1:0", live=lambda: trouble, ready=fine) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
             writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
             assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
-        assert len(await reader.read()) < len(trouble)
-        writer.close()
-        await writer.wait_closed()
+        with suppress(ConnectionResetError):  # the kernel may drop what it still holds
+            assert len(await reader.read()) < len(trouble)
+        writer.transport.abort()
 
 
 async def test_the_bodys_own_error_comes_out_as_it_is() -> None:

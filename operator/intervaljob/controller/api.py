@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -11,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
+import aiohttp
 from kubernetes.aio import client, config
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config.config_exception import ConfigException
@@ -63,6 +63,8 @@ class Api:
         try:
             namespace = await self._core.read_namespace("kube-system", _request_timeout=REQUEST_SECONDS)
         except ApiException as error:
+            if error.status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+                raise
             raise SettingsError(
                 f"the uid of kube-system cannot be read ({error.status} {error.reason}):"
                 " allow it, or set INTERVALJOB_CLUSTER_ID"
@@ -149,4 +151,4 @@ def _object(body: object) -> dict[str, Any]:
 
 
 #: What a request may raise that a later try may mend.
-UNREACHABLE = (ApiException, OSError, asyncio.TimeoutError)
+UNREACHABLE = (ApiException, aiohttp.ClientError, OSError, TimeoutError)

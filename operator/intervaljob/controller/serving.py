@@ -47,16 +47,24 @@ class Operator:
         ):
             self._database = database
             metrics.DATABASE_UP.set_function(lambda: database.problem is None)
-            scope = Scope(
-                cluster=self._settings.cluster_id or await api.cluster_id(),
-                namespaces=self._settings.watch_namespaces,
-            )
+            cluster = self._settings.cluster_id or await self._cluster_id(api)
+            scope = Scope(cluster=cluster, namespaces=self._settings.watch_namespaces)
             await self._serve(api, database, scope)
 
     def _not_ready(self) -> str | None:
         if self._waiting_for is not None or self._database is None:
             return self._waiting_for
         return self._database.problem
+
+    async def _cluster_id(self, api: Api) -> str:
+        """As the API server says, as soon as it answers."""
+        while True:
+            try:
+                return await api.cluster_id()
+            except UNREACHABLE as error:
+                self._waiting_for = f"waiting for the API server: {error}"
+                logger.warning("Waiting for the API server", extra={"error": error})
+                await asyncio.sleep(1)
 
     async def _serve(self, api: Api, database: Database, scope: Scope) -> None:
         announcer = Announcer(api)

@@ -72,6 +72,7 @@ class StatusWriter:
         claimed = await self._database.fetch(
             "claim_unwritten_statuses", limit=self._batch, retry_seconds=CLAIM_SECONDS, **self._scope.parameters()
         )
+        metrics.STATUS_PENDING.set(claimed[0]["waiting"] if claimed else 0)
         if not claimed:
             return False
         turn = asyncio.Semaphore(PARALLEL)

@@ -17,10 +17,11 @@ from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from intervaljob.errors import DatabaseError, DatabaseUnavailable
+from intervaljob.errors import DatabaseError, DatabaseUnavailable, SettingsError
 from intervaljob.settings import DatabaseSettings
 
 Row = DictRow
@@ -44,7 +45,7 @@ def load_queries(schema: str) -> Queries:
 
 def with_schema(text: str, schema: str) -> str:
     """SQL text with the schema's name in the place of `{schema}`; the setting's pattern makes quoting needless."""
-    return text.replace("{schema}", schema).replace("{schema_literal}", schema)
+    return text.replace("{schema}", schema)
 
 
 class Session:
@@ -63,7 +64,7 @@ class Session:
             cursor = await self.connection.execute(self._queries[query], parameters or None)
             return await cursor.fetchall() if cursor.description else []
         except UNAVAILABLE as error:
-            raise DatabaseUnavailable(_line(error)) from error
+            raise DatabaseUnavailable(f"{query}: {_line(error)}") from error
         except psycopg.Error as error:
             raise DatabaseError(f"{query}: {_line(error)}") from error
 
@@ -76,6 +77,7 @@ class Database:
     """A pool of connections; `async with` opens and closes it. Opening does not wait for the server.
 
     `problem` says why the database could not be reached when it was last needed, None when it was.
+    Raises SettingsError for a URL that cannot be read.
     """
 
     problem: str | None = "not yet reached"
@@ -83,7 +85,7 @@ class Database:
     def __init__(self, settings: DatabaseSettings, *, application: str) -> None:
         self.schema = settings.database_schema
         self._queries = load_queries(self.schema)
-        self._dsn = settings.database_dsn()
+        self._dsn = _checked(settings.database_dsn())
         self._kwargs: dict[str, Any] = {
             "autocommit": True,
             "row_factory": dict_row,
@@ -102,16 +104,14 @@ class Database:
             min_size=1,
             max_size=settings.database_pool_size,
             timeout=CONNECT_SECONDS,
-            reconnect_timeout=float("inf"),
+            # Not longer: its pauses double until then, and whoever asks for a connection makes it start anew.
+            reconnect_timeout=CONNECT_SECONDS,
             open=False,
             check=AsyncConnectionPool.check_connection,
         )
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._pool.open(wait=False)
-        except psycopg.ProgrammingError as error:
-            raise DatabaseError(f"INTERVALJOB_DATABASE_URL: {_line(error)}") from error
+        await self._pool.open(wait=False)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -190,6 +190,20 @@ def _plain(value: object) -> str:
     if isinstance(value, UUID):
         return str(value)
     raise TypeError(f"no column takes a {type(value).__name__}")
+
+
+def _checked(dsn: str) -> str:
+    """The URL, once libpq can read it: its own complaints, here and when it connects, quote pieces of a password."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        parts = None
+    if parts is None or "@" in str(parts.get("host")) or not re.fullmatch(r"[\d,]*", str(parts.get("port", ""))):
+        raise SettingsError(
+            "INTERVALJOB_DATABASE_URL: write postgresql://user:password@host:5432/database,"
+            " and percent-encode / @ % in the password"
+        )
+    return dsn
 
 
 def _line(error: BaseException) -> str:

@@ -35,7 +35,8 @@ async def enqueue(session: Session, occurrences: Sequence[tuple[Mapping[str, Any
         active_states=ACTIVE_STATES,
         occurrences=as_records(_queue_job(job, time) for job, time in occurrences),
     )
-    queued = {row["job_id"] for row in inserted}
+    withdrawn = await session.fetch("withdraw_held_occurrences", queue_jobs=[row["id"] for row in inserted])
+    queued = {row["job_id"] for row in inserted} - {row["job_id"] for row in withdrawn}
     await session.fetch("note_scheduled", jobs=list(queued))
     await session.fetch("notify_queues", queues=[job["queue"] for job, _ in occurrences if job["id"] in queued])
     return tuple(

@@ -99,7 +99,7 @@ class Stack:
         if fresh:
             self.postgres.create_database(DATABASE)
         run([sys.executable, "-m", "intervaljob", "migrate", "up"], environment=self._environment(), seconds=60)
-        self.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(crd()))
+        self.kubectl("apply", "--server-side", "--force-conflicts", "--filename", str(packaged("crds")))
         self.kubectl("wait", "--for=condition=Established", "crd/intervaljobs.intervaljob.dev", "--timeout=30s")
         assert self._data is not None
         (self._data / "prepared").touch()
@@ -119,8 +119,9 @@ class Stack:
         return process
 
     def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if name != "INTERVALJOB_DATABASE_URL_FILE"}
         return {
-            **os.environ,
+            **inherited,
             "INTERVALJOB_DATABASE_URL": self.database_url,
             "KUBECONFIG": str(self.control_plane.kubeconfig),
         }
@@ -130,11 +131,11 @@ class Stack:
             process.terminate()
 
 
-def crd() -> Path:
-    """The CRD: in an installed package beside this file, in a checkout at its root."""
-    installed = Path(__file__).parent / "crds"
-    folder = installed if installed.is_dir() else Path(__file__).parents[3] / "crds"
-    return folder / "intervaljobs.yaml"
+def packaged(folder: str) -> Path:
+    """`crds` or `manifests/samples`: in an installed package beside this file, in a checkout at its root."""
+    here = Path(__file__).parent
+    installed = here / folder
+    return installed if installed.is_dir() else here.parents[2] / folder
 
 
 def _is_ready(port: int) -> bool:

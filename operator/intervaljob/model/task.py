@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -90,6 +92,19 @@ class Finish:
     error: str | None
     entry: dict[str, object] | None
     delay_seconds: float
+
+
+#: In the text of a JSON value: what jsonb refuses (NUL, half a surrogate pair) as group 1, else what it looks like.
+_ESCAPE = re.compile(r"\\(?:\\|ud[89ab]..\\ud[c-f]..|(u0000|ud[89a-f]..))")
+
+
+def storable_json(value: Json) -> str:
+    """A value as JSON text in ASCII that jsonb takes: characters that it refuses are replaced with U+FFFD.
+
+    Raises TypeError, ValueError (NaN and the infinities) or RecursionError for what is no JSON.
+    """
+    text = json.dumps(value, allow_nan=False)
+    return _ESCAPE.sub(lambda escape: "\\ufffd" if escape[1] else escape[0], text)
 
 
 def judge(args: QueueArgs, row: Mapping[str, Any]) -> Refusal | None:

@@ -42,10 +42,18 @@ async def recover_orphans(database: Database, *, scope: Scope, by: str, every_ta
     added, full = 0, True
     while full:
         async with database.transaction() as session:
-            orphans = await session.fetch(query, limit=BATCH, **scope.parameters())
-            added += await _recover(session, orphans, by=by)
-        full = len(orphans) == BATCH
+            locked = await session.fetch(query, limit=BATCH, **scope.parameters())
+            added += await _recover(session, await _read_orphans(session, locked), by=by)
+        full = len(locked) == BATCH
     return added
+
+
+async def _read_orphans(session: Session, locked: Sequence[Row]) -> list[Row]:
+    """What is known of the locked tasks, of those that are orphans still.
+
+    The query that locks them may have begun before a task moved on to a living worker; this one begins after it.
+    """
+    return await session.fetch("read_orphans", tasks=[row["id"] for row in locked]) if locked else []
 
 
 async def give_back(database: Database, *, worker: UUID, name: str, lost: Sequence[Lost]) -> int:

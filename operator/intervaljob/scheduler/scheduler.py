@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from intervaljob.database.connection import Database, Row, as_records
+from intervaljob.database.connection import Database, Row, Session, as_records
 from intervaljob.database.occurrences import Skip, enqueue, record_skips
 from intervaljob.errors import DatabaseUnavailable
 from intervaljob.model.job import schedule_of
@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest sleep: another operator may have added a job that is due earlier than anything this one knew.
 LONGEST_SLEEP_SECONDS = 5.0
+#: Shortest sleep: what is due may be in another operator's hands for the moment.
+SHORTEST_SLEEP_SECONDS = 0.05
 
 #: River §2.9: what waits for its time is made available up to this early; fetching looks at the time again.
 PROMOTE_AHEAD_SECONDS = 5.0
@@ -51,7 +53,7 @@ class Scheduler:
                 logger.warning("Cannot schedule", extra={"error": error})
                 seconds = 1.0
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, min(seconds, LONGEST_SLEEP_SECONDS))):
+                async with asyncio.timeout(min(max(SHORTEST_SLEEP_SECONDS, seconds), LONGEST_SLEEP_SECONDS)):
                     await self._woken.wait()
 
     async def schedule_due(self) -> int:
@@ -68,10 +70,12 @@ class Scheduler:
             jobs = await session.fetch("lock_due_jobs", limit=self._batch_size, **self._scope.parameters())
             if not jobs:
                 return 0, 0
-            plans = [_plan(job) for job in jobs]
-            due = [(job, p.run) for job, p in zip(jobs, plans, strict=True) if p.run is not None]
+            plans = [(job, _plan(job)) for job in jobs]
+            await _set_aside(session, [(job, p) for job, p in plans if isinstance(p, Exception)])
+            planned = [(job, p) for job, p in plans if isinstance(p, Plan)]
+            due = [(job, p.run) for job, p in planned if p.run is not None]
             forbidden = await enqueue(session, due)
-            skips = [*forbidden, *_skips(jobs, plans)]
+            skips = [*forbidden, *_skips(planned)]
             await record_skips(session, skips)
             refused = {skip.job_id for skip in forbidden}
             await session.fetch(
@@ -82,34 +86,54 @@ class Scheduler:
                         "next_run_at": p.next,
                         "last_run_at": None if job["id"] in refused else p.run,
                     }
-                    for job, p in zip(jobs, plans, strict=True)
+                    for job, p in planned
                 ),
             )
         _measure(due, skips)
         return len(jobs), len(due) - len(forbidden)
 
     async def _promote(self) -> None:
-        await self._database.fetch("promote_queue_jobs", ahead_seconds=PROMOTE_AHEAD_SECONDS, limit=PROMOTE_BATCH)
+        full = True
+        while full:
+            (row,) = await self._database.fetch(
+                "promote_queue_jobs", ahead_seconds=PROMOTE_AHEAD_SECONDS, limit=PROMOTE_BATCH
+            )
+            full = row["promoted"] == PROMOTE_BATCH
 
     async def _seconds_to_next(self) -> float:
         rows = await self._database.fetch("seconds_to_next_due", **self._scope.parameters())
         return float(rows[0]["seconds"]) if rows else LONGEST_SLEEP_SECONDS
 
 
-def _plan(job: Row) -> Plan:
-    return plan(
-        schedule_of(job),
-        anchor=job["anchor"],
-        due=job["next_run_at"],
-        now=job["now"],
-        runnable_since=job["runnable_since"],
-    )
+def _plan(job: Row) -> Plan | Exception:
+    """What is due, or why that cannot be told: a row may hold a zone that the machine's data no longer has."""
+    try:
+        return plan(
+            schedule_of(job),
+            anchor=job["anchor"],
+            due=job["next_run_at"],
+            now=job["now"],
+            runnable_since=job["runnable_since"],
+        )
+    except (ValueError, LookupError, OverflowError, StopIteration) as error:
+        return error
 
 
-def _skips(jobs: Sequence[Row], plans: Sequence[Plan]) -> list[Skip]:
+async def _set_aside(session: Session, broken: Sequence[tuple[Row, Exception]]) -> None:
+    """One job that cannot be scheduled holds up no other; its status says what is wrong until it is edited."""
+    if not broken:
+        return
+    problems = [{"job_id": job["id"], "message": f"the schedule cannot be read: {error!r}"} for job, error in broken]
+    await session.fetch("set_jobs_aside", problems=as_records(problems))
+    await session.fetch("touch_statuses", jobs=[job["id"] for job, _ in broken])
+    for problem in problems:
+        logger.error("Job set aside", extra={"job": problem["job_id"], "error": problem["message"]})
+
+
+def _skips(planned: Sequence[tuple[Row, Plan]]) -> list[Skip]:
     return [
         Skip(job["id"], skipped.reason, skipped.first, skipped.last, skipped.count)
-        for job, p in zip(jobs, plans, strict=True)
+        for job, p in planned
         for skipped in p.skipped
     ]
 

@@ -9,7 +9,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from intervaljob.errors import HandlerError
 from intervaljob.model.task import Json
@@ -113,7 +113,7 @@ def _allows(prefix: str, url: str) -> bool:
         return False
     base = allowed.path.rstrip("/")
     inside = asked.path == base or asked.path.startswith(base + "/")
-    return inside and ".." not in asked.path.split("/")
+    return inside and ".." not in unquote(asked.path).replace("\\", "/").split("/")
 
 
 def _setting(name: str) -> tuple[str, ...]:

@@ -89,11 +89,11 @@ async def _start(
         *await session.fetch("start_tasks", tasks=new, worker=worker.id),
         *await session.fetch("resume_tasks", tasks=old, worker=worker.id),
     ]
-    numbers = {row["id"]: row["attempt"] for row in rows}
+    numbers = {row["queue_job_id"]: row["attempt"] for row in rows}
     started = []
     for one in attempts:
-        if one.task_id in numbers:
-            started.append(Attempt(**{**vars(one), "number": numbers[one.task_id]}))
+        if one.queue_job_id in numbers:
+            started.append(Attempt(**{**vars(one), "number": numbers[one.queue_job_id]}))
         else:
             refusals[one.queue_job_id] = Refusal("task_held", f"task {one.task_id} was taken meanwhile")
     return started
@@ -107,7 +107,7 @@ async def _refuse(session: Session, claimed: Sequence[Row], refusals: Mapping[in
         refusals=as_records(
             {
                 "queue_job_id": row["id"],
-                "entry": error_entry(at=row["now"], attempt=1, error=refusals[row["id"]].message),
+                "entry": error_entry(at=row["now"], attempt=row["attempt"], error=refusals[row["id"]].message),
             }
             for row in claimed
             if row["id"] in refusals

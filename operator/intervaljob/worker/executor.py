@@ -7,7 +7,9 @@ pushes out, a cancellation, the answer to a checkpoint.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -17,12 +19,14 @@ import socket
 import threading
 import traceback
 from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime
 from types import FrameType
 from uuid import UUID
 
 from intervaljob.errors import HandlerError
-from intervaljob.model.task import MAX_OUTPUT_BYTES, Json, Outcome
+from intervaljob.model.task import MAX_OUTPUT_BYTES, Json, Outcome, storable_json
 from intervaljob.worker import wire
 from intervaljob.worker.fence import Fence
 from intervaljob.worker.handlers import Handler, Task
@@ -40,46 +44,60 @@ class Executor:
         self._handlers = handlers
         self._fence = Fence(deadline)
         self._runs: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
-        self._saved: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._saves: dict[int, Future[bool]] = {}
+        self._save_numbers = itertools.count()
+        self._sending = threading.Lock()
         self._current: str | None = None
-        self._sending = False
-        self._interrupted = False
+        self._unwanted: str | None = None
         self._asyncio_task: tuple[asyncio.AbstractEventLoop, asyncio.Task[Json]] | None = None
 
     def serve(self) -> None:
         """Run tasks for ever; the process ends with its connection."""
-        signal.signal(signal.SIGTERM, self._interrupt)
         threading.Thread(target=self._listen, name="manager", daemon=True).start()
         while True:
+            signal.signal(signal.SIGTERM, self._interrupt)  # whatever the last handler made of it
             message = self._runs.get()
-            answer = self._run(message)
-            self._interrupted = False  # a cancellation comes too late now
-            self._send({"type": "result", "task": message["task_id"], **answer})
+            self._send({"type": "result", "attempt": message["attempt"], **self._run(message)})
 
     def _listen(self) -> None:
-        while (message := wire.receive(self._connection)) is not None:
-            match message["type"]:
-                case "deadline":
-                    self._fence.push_out(message["at"])
-                case "run":
-                    self._runs.put(message)
-                case "saved":
-                    self._saved.put(message["ok"])
-                case "cancel" if message["task"] == self._current:
+        try:
+            while (message := wire.receive(self._connection)) is not None:
+                self._hear(message)
+        finally:
+            os._exit(0)
+
+    def _hear(self, message: wire.Message) -> None:
+        match message["type"]:
+            case "deadline":
+                self._fence.push_out(message["at"])
+            case "run":
+                self._runs.put(message)
+            case "saved":
+                self._saves.pop(message["number"]).set_result(message["ok"])
+            case "cancel":
+                self._unwanted = message["attempt"]
+                if self._current == self._unwanted:
                     self._cancel()
-        os._exit(0)
 
     def _cancel(self) -> None:
-        if self._asyncio_task is None:
+        running = self._asyncio_task
+        if running is None:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         else:
-            loop, task = self._asyncio_task
-            loop.call_soon_threadsafe(task.cancel)
+            loop, task = running
+            with suppress(RuntimeError):  # the loop has closed: the handler has just ended
+                loop.call_soon_threadsafe(task.cancel)
 
     def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._sending:
-            self._interrupted = True  # half a message must not be sent
-        elif self._current is not None:
+        if self._current is not None and not self._sending.locked():  # half a message must not be sent
+            raise TaskCancelled
+
+    def _begin(self, attempt: str) -> None:
+        self._current = attempt
+        self._stop_if_unwanted()
+
+    def _stop_if_unwanted(self) -> None:
+        if self._current is not None and self._current == self._unwanted:
             raise TaskCancelled
 
     def _run(self, message: wire.Message) -> wire.Message:
@@ -91,25 +109,26 @@ class Executor:
             )
         try:
             if inspect.iscoroutinefunction(function):
-                output = asyncio.run(self._await(function, task))
+                output = asyncio.run(self._await(function, task, message["attempt"]))
             else:
-                self._current = str(task.id)
+                self._begin(message["attempt"])
                 output = function(task)
             self._current = None
             return {"outcome": Outcome.RETURNED, "output": _bounded(output)}
-        except (TaskCancelled, asyncio.CancelledError):
-            return {"outcome": Outcome.CANCELLED, "error": "the handler was cancelled"}
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever a handler raises is its result
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its result
+            self._current = None
+            if isinstance(error, TaskCancelled | asyncio.CancelledError) and self._unwanted == message["attempt"]:
+                return {"outcome": Outcome.CANCELLED, "error": "the handler was cancelled"}
             return _failed(error)
         finally:
             self._current = None
             self._asyncio_task = None
 
-    async def _await(self, function: Handler, task: Task) -> Json:
+    async def _await(self, function: Handler, task: Task, attempt: str) -> Json:
         current = asyncio.current_task()
         assert current is not None
         self._asyncio_task = (asyncio.get_running_loop(), current)
-        self._current = str(task.id)
+        self._begin(attempt)
         return await function(task)
 
     def _task(self, message: wire.Message) -> Task:
@@ -125,28 +144,36 @@ class Executor:
             scheduled_for=datetime.fromisoformat(message["scheduled_for"]),
             last_checkpoint=message["checkpoint"],
             logger=logging.LoggerAdapter(logging.getLogger(f"handler.{message['handler']}"), fields),
-            save=self._save,
+            save=functools.partial(self._save, message["attempt"]),
         )
 
-    def _save(self, text: str) -> None:
-        self._send({"type": "checkpoint", "data": text})
-        if not self._saved.get():
+    def _save(self, attempt: str, text: str) -> None:
+        number = next(self._save_numbers)
+        answer: Future[bool] = Future()
+        self._saves[number] = answer
+        self._send({"type": "checkpoint", "attempt": attempt, "number": number, "data": text})
+        if not answer.result():
+            self._unwanted = attempt
             raise TaskCancelled
 
     def _send(self, message: wire.Message) -> None:
-        self._sending = True
-        self._connection.sendall(wire.encode(message))
-        self._sending = False
-        if self._interrupted and self._current is not None:
-            raise TaskCancelled
+        with self._sending:
+            self._connection.sendall(wire.encode(message))
+        self._stop_if_unwanted()
 
 
 def _bounded(output: Json) -> Json:
-    """The output, or its beginning with a mark where it is too large."""
-    text = json.dumps(output)
-    size = len(text.encode())
+    """The output, or its beginning with a mark where it is too large.
+
+    Raises HandlerError for what is no JSON.
+    """
+    try:
+        text = storable_json(output)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HandlerError(f"what the handler returned is no JSON: {error}") from error
+    size = len(text)
     if size <= MAX_OUTPUT_BYTES:
-        return output
+        return json.loads(text)
     return {"truncated": True, "bytes": size, "beginning": text[: MAX_OUTPUT_BYTES // 8]}
 
 

@@ -10,7 +10,6 @@ async def report(task: Task) -> dict[str, int]:
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
@@ -21,7 +20,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from intervaljob.errors import HandlerError
-from intervaljob.model.task import MAX_CHECKPOINT_BYTES, Json
+from intervaljob.model.task import MAX_CHECKPOINT_BYTES, Json, storable_json
 
 ENTRY_POINTS = "intervaljob.handlers"
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.:-]{0,61}[A-Za-z0-9])?")
@@ -52,11 +51,11 @@ class Task:
         Raises HandlerError when the data is no JSON or is larger than 64 KiB.
         """
         try:
-            text = json.dumps(data)
-        except (TypeError, ValueError) as error:
+            text = storable_json(data)
+        except (TypeError, ValueError, RecursionError) as error:
             raise HandlerError(f"checkpoint: {error}") from error
-        if len(text.encode()) > MAX_CHECKPOINT_BYTES:
-            raise HandlerError(f"checkpoint: write at most {MAX_CHECKPOINT_BYTES} bytes, not {len(text.encode())}")
+        if len(text) > MAX_CHECKPOINT_BYTES:
+            raise HandlerError(f"checkpoint: write at most {MAX_CHECKPOINT_BYTES} bytes, not {len(text)}")
         self.save(text)
 
 

@@ -21,8 +21,8 @@ from intervaljob.telemetry import metrics
 logger = logging.getLogger(__name__)
 
 
-class LeaseLost(Exception):  # noqa: N818 - the word says it
-    """This incarnation is over: its lease was not renewed in time, or somebody declared it dead."""
+class Over(Exception):  # noqa: N818 - the word says it
+    """This incarnation is over: its lease was not renewed in time, it was declared dead, or its zygote has ended."""
 
 
 class Incarnation:
@@ -41,32 +41,29 @@ class Incarnation:
         return time.monotonic() < self.deadline
 
     async def register(self) -> None:
-        """Write the incarnation's row, as soon as the database is there; that ends earlier ones of the same worker."""
-        while True:
-            sent = time.monotonic()
-            try:
-                async with self._database.dedicated() as session:
-                    await session.fetch(
-                        "register_worker",
-                        worker=self.id,
-                        name=self.name,
-                        pod_uid=self._settings.pod_uid,
-                        version=version("intervaljob"),
-                        queues=list(self._settings.queues),
-                        lease_seconds=self._settings.lease_seconds,
-                    )
-            except DatabaseUnavailable as error:
-                logger.warning("Waiting for the database", extra={"worker": self.name, "error": error})
-                await asyncio.sleep(1)
-                continue
-            self._push_out(sent)
-            logger.info("Worker registered", extra={"worker": self.name, "id": self.id})
-            return
+        """Write the incarnation's row; that ends earlier ones of the same worker.
+
+        Raises DatabaseUnavailable. The row may have been written all the same: each try has an id of its own.
+        """
+        self.id = uuid4()
+        sent = time.monotonic()
+        async with self._database.dedicated() as session:
+            await session.fetch(
+                "register_worker",
+                worker=self.id,
+                name=self.name,
+                pod_uid=self._settings.pod_uid,
+                version=version("intervaljob"),
+                queues=list(self._settings.queues),
+                lease_seconds=self._settings.lease_seconds,
+            )
+        self._push_out(sent)
+        logger.info("Worker registered", extra={"worker": self.name, "id": self.id})
 
     async def keep(self) -> None:
         """Renew for ever.
 
-        Raises LeaseLost when the row has ended, or the time has run out.
+        Raises Over when the row has ended, or the time has run out.
         """
         every = renew_every(self._settings.lease_seconds)
         while True:
@@ -88,16 +85,22 @@ class Incarnation:
                 await asyncio.sleep(min(1.0, every / 4))
 
     async def watch_deadline(self) -> None:
-        """Raises LeaseLost when the deadline has passed; a renewal in flight changes nothing then."""
+        """Raises Over when the deadline has passed; a renewal in flight changes nothing then."""
         while self.alive():
             metrics.LEASE_REMAINING.set(self.deadline - time.monotonic())
             await asyncio.sleep(min(0.5, self.deadline - time.monotonic()))
         metrics.LEASE_REMAINING.set(0)
-        raise LeaseLost("the lease could not be renewed in time")
+        raise Over("the lease could not be renewed in time")
 
     async def end(self, reason: str) -> None:
-        """Say goodbye: the row ends, whatever this incarnation still held is recovered at once."""
-        await self._database.fetch("end_worker", worker=self.id, reason=reason)
+        """Say goodbye: the row ends, whatever this incarnation still held is recovered at once.
+
+        Where the database is away the lease runs out by itself.
+        """
+        try:
+            await self._database.fetch("end_worker", worker=self.id, reason=reason)
+        except DatabaseUnavailable as error:
+            logger.warning("Cannot say goodbye", extra={"worker": self.name, "error": error})
 
     async def _renew(self, session: Session, bound: float) -> None:
         sent = time.monotonic()
@@ -105,13 +108,13 @@ class Incarnation:
             rows = await session.fetch("renew_lease", worker=self.id)
         if not rows:
             metrics.LEASE_RENEWALS.labels("ended").inc()
-            raise LeaseLost("somebody declared this worker dead")
+            raise Over("somebody declared this worker dead")
         metrics.LEASE_RENEWALS.labels("ok").inc()
         self._push_out(sent)
 
     def _push_out(self, sent: float) -> None:
         """The time counts from before the renewal was sent, so it ends before the database's does (DESIGN §7)."""
         if self.deadline and not self.alive():
-            raise LeaseLost("the answer to the renewal came too late")
+            raise Over("the answer to the renewal came too late")
         self.deadline = sent + fence_after(self._settings.lease_seconds)
         self.renewed.set()

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from intervaljob.database.connection import Database
-from intervaljob.errors import DatabaseUnavailable, HandlerError
+from intervaljob.errors import DatabaseUnavailable, IntervalJobError
 from intervaljob.model.policy import DRAINED
 from intervaljob.model.task import Attempt, Outcome, Result, conclude
 from intervaljob.recovery.recover import Lost, give_back
@@ -24,7 +24,7 @@ from intervaljob.settings import WorkerSettings
 from intervaljob.telemetry import metrics
 from intervaljob.worker.claims import claim
 from intervaljob.worker.finisher import Finisher
-from intervaljob.worker.incarnation import Incarnation, LeaseLost
+from intervaljob.worker.incarnation import Incarnation, Over
 from intervaljob.worker.pool import Executor, ExecutorDied, Pool
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,11 @@ class Running:
         """Somebody asked for it."""
         if not self.stop.done():
             self.stop.set_result(Outcome.CANCELLED)
+
+    def abandon(self) -> None:
+        """The attempt is no longer ours: it is stopped, and its end is not recorded."""
+        self.abandoned = True
+        self.cancel()
 
 
 class Manager:
@@ -63,7 +68,7 @@ class Manager:
     async def run(self) -> None:
         """Work until `stopping` is set and everything has ended or was handed back.
 
-        Raises LeaseLost (in a group) when this incarnation is over, HandlerError when the zygote has ended.
+        Raises Over (in a group, see `reason`) when this incarnation is over.
         """
         async with asyncio.TaskGroup() as group:
             for_ever = [
@@ -73,6 +78,7 @@ class Manager:
                 group.create_task(self._listen(), name="listen"),
                 group.create_task(self._finisher.run(), name="finisher"),
                 group.create_task(self._watch_zygote(), name="zygote"),
+                group.create_task(self._watch_stopping(), name="stopping"),
             ]
             await self._claim_until_stopping(group)
             await self._drain()
@@ -80,15 +86,18 @@ class Manager:
                 task.cancel()
 
     async def _claim_until_stopping(self, group: asyncio.TaskGroup) -> None:
-        first = 0
+        first, unsure = 0, False
         while not self._stopping.is_set():
             self._look.clear()
             first += 1
             try:
+                if unsure:
+                    await self._give_back_unknown()
                 more = await self._claim_all(group, first=first)
+                unsure = False
             except DatabaseUnavailable as error:
                 logger.warning("Cannot claim", extra={"worker": self._worker.name, "error": error})
-                more = False
+                more, unsure = False, True
             if not more or self._free() == 0:
                 await self._wait_for_work()
 
@@ -107,6 +116,14 @@ class Manager:
             metrics.TASKS_RUNNING.set(len(self._running))
             more = more or found == limit
         return more
+
+    async def _give_back_unknown(self) -> None:
+        """A claim whose answer was lost may have been committed: nobody works on what it took."""
+        known = list(self._running)
+        await self._finisher.flushed()
+        rows = await self._database.fetch("unknown_tasks", worker=self._worker.id, known=known)
+        if rows:
+            await self._give_back([Lost(row["id"], row["attempt"], "claim_lost") for row in rows])
 
     def _free(self) -> int:
         return self._settings.concurrency - len(self._running)
@@ -144,12 +161,12 @@ class Manager:
         Raises ExecutorDied, also for an attempt that was never handed over because the lease had no time left.
         """
         executor = await self._pool.take(deadline=self._worker.deadline)
-        if not self._worker.alive():
+        if running.abandoned or not self._worker.alive():
             await self._pool.kill(executor)
-        done = asyncio.ensure_future(executor.run(running.attempt, checkpoint=self._checkpoint))
+        done = asyncio.create_task(executor.run(running.attempt, checkpoint=self._checkpoint), name="attempt")
         try:
             await asyncio.wait(
-                (done, asyncio.ensure_future(running.stop)),
+                (done, running.stop),
                 timeout=running.attempt.active_deadline_seconds,
                 return_when=asyncio.FIRST_COMPLETED,
             )
@@ -159,13 +176,14 @@ class Manager:
                 result = await self._stop_early(running, executor, done)
         finally:
             done.cancel()
+            await asyncio.gather(done, return_exceptions=True)
         self._pool.put_back(executor)
         return result
 
     async def _stop_early(self, running: Running, executor: Executor, done: asyncio.Future[Result]) -> Result:
         """Ask the handler to stop, and kill its process when it does not."""
         outcome = running.stop.result() if running.stop.done() else Outcome.DEADLINE_EXCEEDED
-        executor.send({"type": "cancel", "task": str(running.attempt.task_id)})
+        executor.cancel(running.attempt)
         await asyncio.wait({done}, timeout=self._settings.cancel_seconds)
         if not done.done():
             await self._pool.kill(executor)
@@ -225,8 +243,7 @@ class Manager:
                 continue
             if row is None or row["attempt"] != running.attempt.number:
                 logger.warning("Attempt taken away", extra=self._fields(running.attempt))
-                running.abandoned = True
-                running.cancel()
+                running.abandon()
             elif row["cancel"]:
                 running.cancel()
 
@@ -256,7 +273,11 @@ class Manager:
 
     async def _watch_zygote(self) -> None:
         await self._pool.ended.wait()
-        raise HandlerError("the process that executors are forked from has ended")
+        raise Over("the process that executors are forked from has ended")
+
+    async def _watch_stopping(self) -> None:
+        await self._stopping.wait()
+        self._look.set()
 
     async def _drain(self) -> None:
         """Let running attempts end, hand the rest back, and say goodbye."""
@@ -264,7 +285,7 @@ class Manager:
         await self._bounded(self._all_ended(), self._settings.drain_seconds)
         left = list(self._running.values())
         for running in left:
-            running.abandoned = True
+            running.abandon()
         await self._pool.kill_all()
         if left:
             await self._give_back([Lost(one.attempt.task_id, one.attempt.number, DRAINED) for one in left])
@@ -291,6 +312,11 @@ class Manager:
         }
 
 
-def lost_lease(group: BaseExceptionGroup) -> bool:
-    """Whether a task group ended for a lost lease and nothing worse."""
-    return group.split(LeaseLost)[1] is None
+def reason(group: BaseExceptionGroup) -> BaseException:
+    """Why a manager's group ended: Over when that is all there is, else the error of ours, else the group."""
+    over, worse = group.split(Over)
+    if worse is None:
+        assert over is not None
+        return over.exceptions[0]
+    ours = worse.subgroup(IntervalJobError)
+    return ours.exceptions[0] if ours is not None and len(ours.exceptions) == 1 else worse

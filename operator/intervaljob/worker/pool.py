@@ -6,10 +6,11 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
 from uuid import UUID
 
@@ -54,11 +55,13 @@ class Executor:
 
         Raises ExecutorDied when the process ends first.
         """
-        self.send({"type": "run", **_plain(attempt)})
+        self.send({"type": "run", "attempt": _key(attempt), **_plain(attempt)})
         while (message := await wire.read(self._reader)) is not None:
+            current = message["attempt"] == _key(attempt)
             if message["type"] == "checkpoint":
-                self.send({"type": "saved", "ok": await checkpoint(attempt, message["data"])})
-            elif message["task"] == str(attempt.task_id):
+                saved = current and await checkpoint(attempt, message["data"])
+                self.send({"type": "saved", "number": message["number"], "ok": saved})
+            elif current:
                 return Result(
                     outcome=Outcome(message["outcome"]),
                     output=message.get("output"),
@@ -67,6 +70,10 @@ class Executor:
                     retry=message.get("retry", True),
                 )
         raise ExecutorDied(await asyncio.shield(self.gone))
+
+    def cancel(self, attempt: Attempt) -> None:
+        """Ask the handler of this attempt to stop; one that has ended meanwhile does not notice."""
+        self.send({"type": "cancel", "attempt": _key(attempt)})
 
     def close(self) -> None:
         """Give the connection up."""
@@ -126,7 +133,9 @@ class Pool:
             else:
                 self._bury(message["exited"], message["status"])
         for pid in tuple(self._executors):
-            self._bury(pid, -9)
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # what an executor started does not end with the zygote
+            self._bury(pid, -signal.SIGKILL)
         self.ended.set()
 
     async def _welcome(self, pid: int, descriptor: int) -> None:
@@ -144,10 +153,8 @@ class Pool:
         executor.close()
 
     async def _tell(self, message: dict[str, float]) -> None:
-        try:
+        with suppress(ConnectionError):  # the zygote has ended, which `listen` notices
             await asyncio.get_running_loop().sock_sendall(self._control, json.dumps(message).encode())
-        except ConnectionError as error:
-            raise HandlerError("the process that executors are forked from has ended") from error
 
 
 @asynccontextmanager
@@ -225,6 +232,10 @@ async def _receive(loop: asyncio.AbstractEventLoop, control: socket.socket) -> t
     except ConnectionError:
         return b"", []
     return data, fds
+
+
+def _key(attempt: Attempt) -> str:
+    return f"{attempt.task_id}/{attempt.number}"
 
 
 def _plain(attempt: Attempt) -> wire.Message:

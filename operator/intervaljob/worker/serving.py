@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Awaitable, Callable
 
 from intervaljob.database.connection import Database
 from intervaljob.database.migrations import check_version
-from intervaljob.errors import DatabaseUnavailable, IntervalJobError
+from intervaljob.errors import DatabaseUnavailable
 from intervaljob.settings import WorkerSettings
 from intervaljob.telemetry import metrics, probes
-from intervaljob.worker.incarnation import Incarnation
-from intervaljob.worker.manager import Manager, lost_lease
+from intervaljob.worker.incarnation import Incarnation, Over
+from intervaljob.worker.manager import Manager, reason
 from intervaljob.worker.pool import pool
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Worker:
         ):
             self._database = database
             metrics.DATABASE_UP.set_function(lambda: database.problem is None)
-            await self._wait_for_schema(database)
+            await self._reach(lambda: check_version(database))
             while not self._stopping.is_set():
                 await self._one_incarnation(database)
 
@@ -56,31 +57,30 @@ class Worker:
             return "no lease: the database cannot be reached"
         return None if self._database is None else self._database.problem
 
-    async def _wait_for_schema(self, database: Database) -> None:
+    async def _reach(self, attempt: Callable[[], Awaitable[None]]) -> bool:
+        """Do this as soon as the database is there; False when the worker is to stop first."""
         while not self._stopping.is_set():
             try:
-                await check_version(database)
+                await attempt()
             except DatabaseUnavailable as error:
                 logger.warning("Waiting for the database", extra={"worker": self._name, "error": error})
                 await asyncio.sleep(1)
             else:
-                return
+                return True
+        return False
 
     async def _one_incarnation(self, database: Database) -> None:
         worker = Incarnation(database, self._settings, name=self._name)
         async with pool(self._settings) as executors:
-            await worker.register()
+            if not await self._reach(worker.register):
+                return
             self._incarnation = worker
             manager = Manager(database, self._settings, worker=worker, pool=executors, stopping=self._stopping)
             try:
                 await manager.run()
             except BaseExceptionGroup as group:
-                if not lost_lease(group):
-                    raise _reason(group) from group
-                logger.warning("Lease lost: every task was stopped", extra={"worker": self._name, "id": worker.id})
-
-
-def _reason(group: BaseExceptionGroup) -> BaseException:
-    """The one of our own errors in a group, or the group itself."""
-    ours = group.subgroup(IntervalJobError)
-    return ours.exceptions[0] if ours is not None and len(ours.exceptions) == 1 else group
+                error = reason(group)
+                if not isinstance(error, Over):
+                    raise error from group
+                fields = {"worker": self._name, "id": worker.id, "error": error}
+                logger.warning("Incarnation over: every task was stopped", extra=fields)

@@ -79,6 +79,7 @@ class Zygote:
         zygote = os.getpid()
         pid = os.fork()
         if pid == 0:
+            ours.close()
             self._become_executor(theirs, zygote=zygote, deadline=deadline)
         theirs.close()
         self._children.add(pid)
@@ -97,16 +98,18 @@ class Zygote:
             os._exit(1)
 
     def _bury(self) -> None:
-        """Kill the rest of the group while the dead executor still keeps its number, then let it go."""
-        while self._children:
-            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if dead is None:
-                return
-            _kill_group(dead.si_pid)
-            _, status = os.waitpid(dead.si_pid, 0)
-            self._children.discard(dead.si_pid)
+        """Kill the rest of the group while the dead executor still keeps its number, then let it go.
+
+        Processes that a module started while it was loaded are left to that module.
+        """
+        for pid in tuple(self._children):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                continue
+            _kill_group(pid)
+            _, status = os.waitpid(pid, 0)
+            self._children.discard(pid)
             code = os.waitstatus_to_exitcode(status)
-            self._control.send(json.dumps({"exited": dead.si_pid, "status": code}).encode())
+            self._control.send(json.dumps({"exited": pid, "status": code}).encode())
 
     def _end(self) -> NoReturn:
         for pid in self._children:

@@ -2,13 +2,17 @@
 -- Where River's own tool made them already they are left as they are; older ones are River's to upgrade.
 DO $$
 BEGIN
-    IF to_regclass('{schema_literal}.river_migration') IS NOT NULL THEN
-        IF (SELECT max(version) FROM {schema}.river_migration WHERE line = 'main') < 8 THEN
-            RAISE EXCEPTION 'River''s tables in schema {schema_literal} are older than version 8: '
+    IF to_regclass('{schema}.river_migration') IS NOT NULL THEN
+        -- Before River's version 5 this table has no column `line`.
+        IF (
+            SELECT max(version) FROM {schema}.river_migration AS step
+            WHERE coalesce(to_jsonb(step) ->> 'line', 'main') = 'main'
+        ) < 8 THEN
+            RAISE EXCEPTION 'River''s tables in schema {schema} are older than version 8: '
                 'run `river migrate-up` first, then migrate again';
         END IF;
     END IF;
-    IF to_regtype('{schema_literal}.river_job_state') IS NULL THEN
+    IF to_regtype('{schema}.river_job_state') IS NULL THEN
         CREATE TYPE {schema}.river_job_state AS ENUM (
             'available', 'cancelled', 'completed', 'discarded', 'pending', 'retryable', 'running', 'scheduled'
         );
@@ -33,9 +37,9 @@ AS $$
         WHEN 'cancelled' THEN get_bit(bitmask, 6)
         WHEN 'completed' THEN get_bit(bitmask, 5)
         WHEN 'discarded' THEN get_bit(bitmask, 4)
-        WHEN 'pending' THEN get_bit(bitmask, 3)
+        WHEN 'pending'   THEN get_bit(bitmask, 3)
         WHEN 'retryable' THEN get_bit(bitmask, 2)
-        WHEN 'running' THEN get_bit(bitmask, 1)
+        WHEN 'running'   THEN get_bit(bitmask, 1)
         WHEN 'scheduled' THEN get_bit(bitmask, 0)
         ELSE 0
     END = 1;
@@ -104,7 +108,7 @@ CREATE TABLE IF NOT EXISTS {schema}.river_notification (
     created_at timestamptz NOT NULL DEFAULT now(),
     payload text NOT NULL,
     topic text NOT NULL,
-    CONSTRAINT topic_length CHECK (char_length(topic) > 0 AND char_length(topic) < 128)
+    CONSTRAINT topic_length CHECK (length(topic) > 0 AND length(topic) < 128)
 );
 
 CREATE INDEX IF NOT EXISTS river_notification_created_at_idx ON {schema}.river_notification (created_at);

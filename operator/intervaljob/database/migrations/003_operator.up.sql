@@ -111,9 +111,16 @@ CREATE TABLE {schema}.job_status (
     cancelled bigint NOT NULL DEFAULT 0,
     recovered bigint NOT NULL DEFAULT 0,
     skipped bigint NOT NULL DEFAULT 0,
-    last_result text,
     last_success_at timestamptz,
     last_failure_at timestamptz,
+    last_cancel_at timestamptz,
+    last_result text GENERATED ALWAYS AS (
+        CASE greatest(last_success_at, last_failure_at, last_cancel_at)
+            WHEN last_success_at THEN 'succeeded'
+            WHEN last_failure_at THEN 'failed'
+            WHEN last_cancel_at THEN 'cancelled'
+        END
+    ) STORED,
     revision bigint NOT NULL DEFAULT 1,
     written_revision bigint NOT NULL DEFAULT 0,
     write_after timestamptz NOT NULL DEFAULT now()

@@ -21,7 +21,7 @@ SET state = 'running',
         greatest(1, coalesce(array_length(attempted_by, 1), 0) - 98):
     ]
 WHERE id = ANY(ARRAY(SELECT id FROM picked))
-RETURNING id, args, scheduled_at, now() AS now;
+RETURNING id, args, attempt, scheduled_at, now() AS now;
 
 -- name: look_up_claims
 -- A recovery job names its task; a retried queue job is found by itself.
@@ -49,11 +49,11 @@ WITH started AS (
         task_id uuid, job_id uuid, queue_job_id bigint, payload text, scheduled_for timestamptz
     )
     ON CONFLICT DO NOTHING
-    RETURNING id, job_id, attempt
+    RETURNING id, job_id, queue_job_id, attempt
 ), noted AS (
     INSERT INTO {schema}.transitions (job_id, task_id, kind) SELECT job_id, id, 'started' FROM started
 )
-SELECT id, attempt FROM started;
+SELECT queue_job_id, attempt FROM started;
 
 -- name: resume_tasks
 -- Raising the attempt is the fence: whatever an earlier attempt still sends names a lower one.
@@ -63,11 +63,11 @@ WITH resumed AS (
         queue_job_id = claim.queue_job_id, started_at = clock_timestamp(), finished_at = NULL
     FROM jsonb_to_recordset(%(tasks)s::jsonb) AS claim(task_id uuid, queue_job_id bigint)
     WHERE task.id = claim.task_id AND task.status IN ('recovering', 'retrying')
-    RETURNING task.id, task.job_id, task.attempt
+    RETURNING task.id, task.job_id, task.queue_job_id, task.attempt
 ), noted AS (
     INSERT INTO {schema}.transitions (job_id, task_id, kind) SELECT job_id, id, 'started' FROM resumed
 )
-SELECT id, attempt FROM resumed;
+SELECT queue_job_id, attempt FROM resumed;
 
 -- name: refuse_queue_jobs
 -- A queue job that cannot be run ends with an entry that says why; a task that waited for it ends with it.

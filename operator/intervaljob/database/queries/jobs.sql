@@ -64,14 +64,14 @@ WHERE job.generation <= excluded.generation
 RETURNING id;
 
 -- name: hold_unkeyed_queue_jobs
--- A job that becomes Forbid while occurrences of its Allow time are unfinished waits for those, too.
+-- A job that becomes Forbid waits for what is unfinished of its Allow time, too: occurrences and recovery jobs.
 INSERT INTO {schema}.forbid_holds (job_id, queue_job_id)
 SELECT job_id, queue_job.id
 FROM unnest(%(jobs)s::uuid[]) AS job_id
 JOIN {schema}.river_job AS queue_job ON queue_job.args @> jsonb_build_object('job_id', job_id::text)
 WHERE queue_job.kind = 'interval_job'
     AND queue_job.state NOT IN ('cancelled', 'completed', 'discarded')
-    AND queue_job.unique_key IS NULL
+    AND (queue_job.unique_key IS NULL OR queue_job.args ? 'task_id')
 ON CONFLICT DO NOTHING;
 
 -- name: known_jobs

@@ -1,9 +1,6 @@
 -- name: lock_orphans
 -- Running tasks whose holder is gone, found through River's index on running queue jobs: cheap enough for each second.
-SELECT task.id AS task_id, task.job_id, task.queue_job_id, task.attempt, task.recoveries, task.payload,
-    coalesce(worker.end_reason, 'unknown_worker') AS evidence, coalesce(worker.name, '') AS worker,
-    job.id IS NULL OR job.deleted_at IS NOT NULL AS job_deleted,
-    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy
+SELECT task.id
 FROM {schema}.river_job AS queue_job
 JOIN {schema}.tasks AS task ON task.queue_job_id = queue_job.id
 LEFT JOIN {schema}.jobs AS job ON job.id = task.job_id
@@ -20,10 +17,7 @@ FOR UPDATE OF task SKIP LOCKED;
 
 -- name: lock_all_orphans
 -- The same over every running task, also those whose queue job was deleted by hand or that never had one.
-SELECT task.id AS task_id, task.job_id, task.queue_job_id, task.attempt, task.recoveries, task.payload,
-    coalesce(worker.end_reason, 'unknown_worker') AS evidence, coalesce(worker.name, '') AS worker,
-    job.id IS NULL OR job.deleted_at IS NOT NULL AS job_deleted,
-    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy
+SELECT task.id
 FROM {schema}.tasks AS task
 LEFT JOIN {schema}.jobs AS job ON job.id = task.job_id
 LEFT JOIN {schema}.workers AS worker ON worker.id = task.worker_id
@@ -34,6 +28,19 @@ WHERE task.status = 'running'
 ORDER BY task.id
 LIMIT %(limit)s
 FOR UPDATE OF task SKIP LOCKED;
+
+-- name: read_orphans
+-- Which of the locked tasks are orphans still. A task that moved on before its lock is joined with its old worker above.
+SELECT task.id AS task_id, task.job_id, task.queue_job_id, task.attempt, task.recoveries, task.payload,
+    coalesce(worker.end_reason, 'unknown_worker') AS evidence, coalesce(worker.name, '') AS worker,
+    job.id IS NULL OR job.deleted_at IS NOT NULL AS job_deleted,
+    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy
+FROM {schema}.tasks AS task
+LEFT JOIN {schema}.jobs AS job ON job.id = task.job_id
+LEFT JOIN {schema}.workers AS worker ON worker.id = task.worker_id
+WHERE task.id = ANY(%(tasks)s::uuid[])
+    AND task.status = 'running'
+    AND (worker.id IS NULL OR worker.ended_at IS NOT NULL);
 
 -- name: lock_own_tasks
 -- What a living worker gives back itself: attempts whose process has died, or that it had no time left for.

@@ -31,6 +31,20 @@ WHERE unique_key IS NULL OR NOT EXISTS (
 ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND unique_states IS NOT NULL
     AND {schema}.river_job_state_in_bitmask(unique_states, state)
     DO NOTHING
+RETURNING id, (args ->> 'job_id')::uuid AS job_id;
+
+-- name: withdraw_held_occurrences
+-- An insert that waited until a recovery gave the unique key free did not see the hold which that put up for it.
+DELETE FROM {schema}.river_job AS queue_job
+WHERE id = ANY(%(queue_jobs)s::bigint[])
+    AND unique_key IS NOT NULL
+    AND EXISTS (
+        SELECT
+        FROM {schema}.forbid_holds AS hold
+        JOIN {schema}.river_job AS held ON held.id = hold.queue_job_id
+        WHERE hold.job_id = (queue_job.args ->> 'job_id')::uuid
+            AND held.state NOT IN ('cancelled', 'completed', 'discarded')
+    )
 RETURNING (args ->> 'job_id')::uuid AS job_id;
 
 -- name: advance_jobs
@@ -40,6 +54,13 @@ FROM jsonb_to_recordset(%(advances)s::jsonb) AS advance(
     job_id uuid, next_run_at timestamptz, last_run_at timestamptz
 )
 WHERE job.id = advance.job_id;
+
+-- name: set_jobs_aside
+UPDATE {schema}.jobs AS job
+SET next_run_at = NULL, problem_reason = 'InvalidSchedule', problem_message = problem.message,
+    ready_changed_at = now()
+FROM jsonb_to_recordset(%(problems)s::jsonb) AS problem(job_id uuid, message text)
+WHERE job.id = problem.job_id;
 
 -- name: note_scheduled
 INSERT INTO {schema}.transitions (job_id, kind)

@@ -16,7 +16,7 @@ WITH taken AS (
     RETURNING id, job_id, task_id, kind, count, detail, at
 ), folded AS (
     INSERT INTO {schema}.job_status AS status (
-        job_id, succeeded, failed, cancelled, recovered, skipped, last_result, last_success_at, last_failure_at
+        job_id, succeeded, failed, cancelled, recovered, skipped, last_success_at, last_failure_at, last_cancel_at
     )
     SELECT job_id,
         coalesce(sum(count) FILTER (WHERE kind = 'succeeded'), 0),
@@ -24,9 +24,9 @@ WITH taken AS (
         coalesce(sum(count) FILTER (WHERE kind = 'cancelled'), 0),
         coalesce(sum(count) FILTER (WHERE kind = 'recovered'), 0),
         coalesce(sum(count) FILTER (WHERE kind = 'skipped'), 0),
-        (array_agg(kind ORDER BY id DESC) FILTER (WHERE kind IN ('succeeded', 'failed', 'cancelled')))[1],
         max(at) FILTER (WHERE kind = 'succeeded'),
-        max(at) FILTER (WHERE kind = 'failed')
+        max(at) FILTER (WHERE kind = 'failed'),
+        max(at) FILTER (WHERE kind = 'cancelled')
     FROM taken
     GROUP BY job_id
     ORDER BY job_id
@@ -36,9 +36,9 @@ WITH taken AS (
         cancelled = status.cancelled + excluded.cancelled,
         recovered = status.recovered + excluded.recovered,
         skipped = status.skipped + excluded.skipped,
-        last_result = coalesce(excluded.last_result, status.last_result),
         last_success_at = greatest(excluded.last_success_at, status.last_success_at),
         last_failure_at = greatest(excluded.last_failure_at, status.last_failure_at),
+        last_cancel_at = greatest(excluded.last_cancel_at, status.last_cancel_at),
         revision = status.revision + 1
 )
 SELECT taken.job_id, taken.task_id, taken.kind, taken.count, taken.detail, status.last_result,
@@ -70,7 +70,7 @@ WHERE job_id = ANY(ARRAY(
     LIMIT %(limit)s
     FOR UPDATE OF status SKIP LOCKED
 ))
-RETURNING job_id;
+RETURNING job_id, (SELECT count(*) FROM {schema}.job_status WHERE revision > written_revision) AS waiting;
 
 -- name: read_statuses
 SELECT job.id AS job_id, job.namespace, job.name, job.generation, job.interval_seconds, job.schedule,
@@ -94,16 +94,22 @@ CROSS JOIN LATERAL (
 WHERE job.id = ANY(%(jobs)s::uuid[]);
 
 -- name: statuses_written
+-- Locked in the order in which fold_transitions locks them, or the two could wait for each other.
 UPDATE {schema}.job_status AS status
-SET written_revision = greatest(status.written_revision, written.revision),
+SET written_revision = greatest(status.written_revision, locked.revision),
     write_after = now() + make_interval(secs => %(spacing_seconds)s)
-FROM jsonb_to_recordset(%(written)s::jsonb) AS written(job_id uuid, revision bigint)
-WHERE status.job_id = written.job_id;
+FROM (
+    SELECT job_id, written.revision
+    FROM jsonb_to_recordset(%(written)s::jsonb) AS written(job_id uuid, revision bigint)
+    JOIN {schema}.job_status AS known USING (job_id)
+    ORDER BY job_id
+    FOR UPDATE OF known
+) AS locked
+WHERE status.job_id = locked.job_id;
 
 -- name: retry_statuses
 UPDATE {schema}.job_status
 SET write_after = now() + make_interval(secs => %(spacing_seconds)s)
-WHERE job_id = ANY(%(jobs)s::uuid[]);
-
--- name: count_unwritten_statuses
-SELECT count(*) AS waiting FROM {schema}.job_status WHERE revision > written_revision;
+WHERE job_id = ANY(ARRAY(
+    SELECT job_id FROM {schema}.job_status WHERE job_id = ANY(%(jobs)s::uuid[]) ORDER BY job_id FOR UPDATE
+));

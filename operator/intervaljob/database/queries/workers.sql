@@ -63,6 +63,17 @@ FROM {schema}.tasks AS task
 LEFT JOIN {schema}.river_job AS queue_job ON queue_job.id = task.queue_job_id
 WHERE task.id = ANY(%(tasks)s::uuid[]) AND task.status = 'running' AND task.worker_id = %(worker)s;
 
+-- name: unknown_tasks
+-- What the worker holds without knowing it. Found through River's index on running queue jobs.
+SELECT task.id, task.attempt
+FROM {schema}.river_job AS queue_job
+JOIN {schema}.tasks AS task ON task.queue_job_id = queue_job.id
+WHERE queue_job.state = 'running'
+    AND queue_job.kind = 'interval_job'
+    AND task.status = 'running'
+    AND task.worker_id = %(worker)s
+    AND NOT task.id = ANY(%(known)s::uuid[]);
+
 -- name: refresh_queues
 -- River's clients delete queues that nobody refreshed for a day (River §2.10).
 UPDATE {schema}.river_queue SET updated_at = now()

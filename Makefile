@@ -1,0 +1,101 @@
+# `make` lists what there is. Every target sets up .venv by itself, as uv.lock says.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+IMAGE ?= intervaljob
+BUILDER ?= $(firstword $(foreach program,docker podman buildah,$(if $(shell command -v $(program)),$(program))))
+
+.PHONY: help
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-32s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Try it
+
+.PHONY: demo
+demo: $(READY) ## Show a task that outlives its worker: everything on this machine, about a minute
+	$(BIN)/intervaljob dev --demo $(ARGS)
+
+.PHONY: dev
+dev: $(READY) ## Run everything on this machine until Ctrl-C; ARGS="--help" lists options
+	$(BIN)/intervaljob dev $(ARGS)
+
+# Check it
+
+.PHONY: check
+check: lint types imports test ## Everything that CI checks
+
+.PHONY: lint
+lint: $(READY) ## Style of the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(READY) ## Types, strictly
+	$(BIN)/mypy
+
+.PHONY: imports
+imports: $(READY) ## Which part may import which
+	$(BIN)/lint-imports
+
+.PHONY: programs
+programs: $(READY) ## Download or compile etcd, kube-apiserver and kubectl, unless they are here
+	$(BIN)/python -c 'from intervaljob.embedded.programs import find; find(report=lambda line: print(line, flush=True))'
+
+.PHONY: test
+test: programs ## All tests; ARGS="tests/unit -k schedule" chooses
+	$(BIN)/pytest --durations=10 $(ARGS)
+
+# Run it
+
+.PHONY: crds
+crds: ## Install the CRD in the cluster of KUBECONFIG
+	kubectl apply --server-side -f crds/
+
+.PHONY: migrate
+migrate: $(READY) ## Bring the database of INTERVALJOB_DATABASE_URL to the newest schema
+	$(BIN)/intervaljob migrate up $(ARGS)
+
+.PHONY: migrate-remove-current-task-id
+migrate-remove-current-task-id: $(READY) ## Migrate up to the step that removes jobs.current_task_id, no further
+	@step=$$(basename operator/intervaljob/database/migrations/*_remove_current_task_id.up.sql)
+	$(BIN)/intervaljob migrate up --to "$$((10#$${step%%_*}))" $(ARGS)
+
+.PHONY: run-operator
+run-operator: $(READY) ## Run an operator as INTERVALJOB_* say; ARGS="--help" lists options
+	$(BIN)/intervaljob operator $(ARGS)
+
+.PHONY: run-worker
+run-worker: $(READY) ## Run a worker as INTERVALJOB_* say; ARGS="--help" lists options
+	$(BIN)/intervaljob worker $(ARGS)
+
+# Build it
+
+.PHONY: build-worker
+build-worker: $(READY) ## Build the wheel into dist/, and the image IMAGE where there is a Dockerfile and a BUILDER
+	@$(BIN)/python -m hatchling build --target wheel
+	if [ ! -e Dockerfile ]; then
+		echo 'no image: there is no Dockerfile yet'
+	elif [ -z '$(BUILDER)' ]; then
+		echo 'no image: install docker, podman or buildah'
+	else
+		$(BUILDER) build --tag '$(IMAGE)' .
+	fi
+
+.PHONY: lock
+lock: $(READY) ## Resolve the dependencies anew into uv.lock; ARGS="--upgrade" takes newer ones
+	env -u UV_DEFAULT_INDEX -u UV_INDEX -u UV_INDEX_URL $(BIN)/uv lock --no-config $(ARGS)
+
+.PHONY: clean
+clean: ## Remove what was built and cached here
+	rm -rf .venv dist .dev .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find operator tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml uv.lock .ci/environment.py
+	@$(PYTHON) .ci/environment.py
+	touch $@

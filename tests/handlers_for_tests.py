@@ -1,0 +1,181 @@
+"""Handlers that behave as users' handlers do, and worse. Payloads are JSON."""
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from intervaljob import Task, handler
+from intervaljob.errors import HandlerError
+
+
+def _payload(task: Task) -> Any:
+    return json.loads(task.payload)
+
+
+@handler("test.sync")
+def sync(task: Task) -> Any:
+    return {"doubled": 2 * _payload(task), "pid": os.getpid(), "attempt": task.attempt, "recovered": task.recovered}
+
+
+@handler("test.async")
+async def awaits(task: Task) -> Any:
+    await asyncio.sleep(0)
+    return {"doubled": 2 * _payload(task), "pid": os.getpid()}
+
+
+@handler("test.raises")
+def raises(task: Task) -> Any:
+    raise ValueError(_payload(task))
+
+
+@handler("test.refuses")
+async def refuses(task: Task) -> Any:
+    raise HandlerError("this payload will never do")
+
+
+@handler("test.returns")
+def returns(task: Task) -> Any:
+    return {
+        "large": lambda: "x" * 65_535,
+        "fits": lambda: "x" * 65_534,
+        "set": lambda: {1},
+        "nan": lambda: float("nan"),
+        "nul": lambda: ["a\0b", "\ud800", "\\u0000", "😀"],
+        "tuple": lambda: (1, 2),
+    }[_payload(task)]()
+
+
+@handler("test.dies")
+def dies(task: Task) -> Any:
+    """In the way that the payload says; only in its first attempt when it says so."""
+    payload = _payload(task)
+    if payload.get("once") and task.attempt > 1:
+        return {"attempt": task.attempt, "recovered": task.recovered}
+    match payload["how"]:
+        case "exit":
+            os._exit(3)
+        case "segfault":
+            ctypes.string_at(0)
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "close":
+            os.closerange(3, 256)
+            time.sleep(60)
+
+
+@handler("test.checkpoints")
+def checkpoints(task: Task) -> Any:
+    """Saves what the payload lists, one after the other."""
+    for data in _payload(task):
+        task.checkpoint(data)
+    return {"last": task.last_checkpoint}
+
+
+@handler("test.checkpoint_fails")
+def checkpoint_fails(task: Task) -> Any:
+    """Saves what cannot be saved."""
+    task.checkpoint({"set": {1}, "nan": float("nan"), "large": "x" * 65_537}[_payload(task)])
+
+
+@handler("test.interrupted_checkpoint")
+def interrupted_checkpoint(task: Task) -> Any:
+    """Saves until it is cancelled."""
+    while True:
+        task.checkpoint("…")
+
+
+@handler("test.waits")
+async def waits(task: Task) -> Any:
+    """Says in the file `started` who it is, and waits for the file `go`, at a loop's leisure."""
+    payload = _payload(task)
+    _say(payload["started"], os.getpid())
+    try:
+        while not Path(payload["go"]).exists():  # noqa: ASYNC110 - a file sends no event
+            await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        if "cancelled" in payload:
+            _say(payload["cancelled"], os.getpid())
+        raise
+    return {"attempt": task.attempt, "recovered": task.recovered}
+
+
+@handler("test.waits_sync")
+def waits_sync(task: Task) -> Any:
+    payload = _payload(task)
+    _say(payload["started"], os.getpid())
+    while not Path(payload["go"]).exists():
+        time.sleep(0.01)
+    return {"attempt": task.attempt, "recovered": task.recovered}
+
+
+@handler("test.stubborn")
+def stubborn(task: Task) -> Any:
+    """Ignores every wish to end."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _say(_payload(task)["started"], os.getpid())
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:  # noqa: BLE001 - on purpose
+            continue
+
+
+@handler("test.ignores_sigterm")
+def ignores_sigterm(task: Task) -> Any:
+    """Leaves the process so that SIGTERM has no effect."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@handler("test.holds_the_lock")
+def holds_the_lock(task: Task) -> Any:
+    """Holds the interpreter's lock in a call that lasts."""
+    _say(_payload(task)["started"], os.getpid())
+    ctypes.PyDLL(None).usleep(600_000_000)
+
+
+@handler("test.blocks_the_loop")
+async def blocks_the_loop(task: Task) -> Any:
+    _say(_payload(task)["started"], os.getpid())
+    time.sleep(600)  # noqa: ASYNC251 - on purpose
+
+
+@handler("test.starts_a_process")
+def starts_a_process(task: Task) -> Any:
+    """A program of its own that outlives it unless somebody ends it."""
+    payload = _payload(task)
+    child = subprocess.Popen(["sleep", "600"])
+    _say(payload["child"], child.pid)
+    _say(payload["started"], os.getpid())
+    if payload.get("returns"):
+        os._exit(0)
+    child.wait()
+
+
+@handler("test.cancels_itself")
+async def cancels_itself(task: Task) -> Any:
+    """A bug of the handler's, not a wish of anybody's."""
+    raise asyncio.CancelledError
+
+
+@handler("test.terminates_itself")
+def terminates_itself(task: Task) -> Any:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+
+@handler("test.exits")
+def exits(task: Task) -> Any:
+    raise SystemExit(5)
+
+
+def _say(file: str, pid: int) -> None:
+    """Whole or not at all: whoever reads it must not see half a number."""
+    path = Path(f"{file}.{pid}")
+    path.write_text(str(pid))
+    path.rename(file)

@@ -1,0 +1,382 @@
+"""Executors: real processes that run handlers, are reused, cancelled, killed, and die."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from support import eventually, pid_in, process_gone, runs, worker_settings
+
+from intervaljob.errors import HandlerError
+from intervaljob.model.task import MAX_OUTPUT_BYTES, Attempt, Outcome, Result
+from intervaljob.worker.pool import Executor, ExecutorDied, Pool, pool
+
+LONG = 3600.0
+
+
+@pytest.fixture(autouse=True)
+def _handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executors find the module of handlers for tests."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+@pytest.fixture
+async def executors() -> AsyncIterator[Pool]:
+    async with pool(worker_settings("postgresql://nowhere", handlers="handlers_for_tests")) as made:
+        yield made
+
+
+def attempt_of(handler: str, payload: object = None, **others: Any) -> Attempt:
+    fields: dict[str, Any] = {
+        "task_id": uuid4(),
+        "job_id": UUID(int=2),
+        "user_id": UUID(int=3),
+        "workspace_id": UUID(int=4),
+        "queue_job_id": 1,
+        "number": 1,
+        "handler": handler,
+        "payload": json.dumps(payload),
+        "recovered": False,
+        "scheduled_for": datetime(2026, 11, 23, tzinfo=UTC),
+        "failures": 0,
+        "checkpoint": None,
+        "active_deadline_seconds": None,
+        "backoff_limit": 0,
+        "backoff_initial_seconds": 1,
+        "backoff_max_seconds": 1,
+        **others,
+    }
+    return Attempt(**fields)
+
+
+async def no_checkpoint(_: Attempt, data: str) -> bool:
+    pytest.fail(f"a checkpoint nobody expects: {data}")
+
+
+async def run(executors: Pool, attempt: Attempt) -> Result:
+    """Run an attempt as a manager does, and put its executor back."""
+    executor = await executors.take(deadline=monotonic() + LONG)
+    result = await executor.run(attempt, checkpoint=no_checkpoint)
+    executors.put_back(executor)
+    return result
+
+
+class Started:
+    """An attempt under way, and the files by which it and we talk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = {name: str(folder / name) for name in ("started", "go", "cancelled", "child")}
+
+    async def begin(self, executors: Pool, handler: str, **payload: object) -> Executor:
+        self.attempt = attempt_of(handler, {**self.files, **payload})
+        self.executor = await executors.take(deadline=monotonic() + LONG)
+        self.result = asyncio.create_task(self.executor.run(self.attempt, checkpoint=no_checkpoint), name="attempt")
+        assert await pid_in(Path(self.files["started"])) == self.executor.pid
+        return self.executor
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Started:
+    return Started(tmp_path)
+
+
+@pytest.mark.parametrize("handler", ["test.sync", "test.async"])
+async def test_a_handler_runs_in_a_process_of_its_own_and_returns_json(executors: Pool, handler: str) -> None:
+    result = await run(executors, attempt_of(handler, 21))
+    assert (result.outcome, result.error) == (Outcome.RETURNED, None)
+    assert result.output["doubled"] == 42
+    assert result.output["pid"] != os.getpid()
+
+
+async def test_one_process_runs_attempts_one_after_the_other(executors: Pool) -> None:
+    pids = {(await run(executors, attempt_of("test.sync", 1))).output["pid"] for _ in range(5)}
+    assert len(pids) == 1
+
+
+async def test_many_run_at_once_in_as_many_processes(executors: Pool) -> None:
+    results = await asyncio.gather(*(run(executors, attempt_of("test.async", number)) for number in range(40)))
+    assert [result.output["doubled"] for result in results] == [2 * number for number in range(40)]
+    again = await asyncio.gather(*(run(executors, attempt_of("test.sync", number)) for number in range(40)))
+    pids = {result.output["pid"] for result in results}
+    assert {result.output["pid"] for result in again} <= pids
+
+
+async def test_what_a_handler_raises_is_the_result(executors: Pool) -> None:
+    result = await run(executors, attempt_of("test.raises", "no luck"))
+    assert (result.outcome, result.error, result.retry) == (Outcome.RAISED, "ValueError: no luck", True)
+    assert 'raise ValueError(_payload(task))' in result.trace
+
+
+async def test_a_handler_error_is_not_tried_again_and_needs_no_trace(executors: Pool) -> None:
+    result = await run(executors, attempt_of("test.refuses"))
+    assert (result.outcome, result.retry, result.trace) == (Outcome.RAISED, False, "")
+    assert result.error == "HandlerError: this payload will never do"
+
+
+async def test_an_unknown_handler_is_not_tried_again_and_the_known_ones_are_named(executors: Pool) -> None:
+    result = await run(executors, attempt_of("no.such"))
+    assert (result.outcome, result.retry) == (Outcome.RAISED, False)
+    assert result.error is not None
+    assert "no handler 'no.such'; it has: " in result.error
+    assert "test.sync" in result.error
+
+
+@pytest.mark.parametrize("what", ["set", "nan"])
+async def test_output_that_is_no_json_fails_for_good(executors: Pool, what: str) -> None:
+    result = await run(executors, attempt_of("test.returns", what))
+    assert (result.outcome, result.retry) == (Outcome.RAISED, False)
+    assert result.error is not None
+    assert result.error.startswith("HandlerError: what the handler returned is no JSON: ")
+
+
+async def test_output_of_64_kib_is_kept_and_a_byte_more_is_cut_with_a_mark(executors: Pool) -> None:
+    fits = await run(executors, attempt_of("test.returns", "fits"))
+    assert fits.output == "x" * 65_534
+    cut = await run(executors, attempt_of("test.returns", "large"))
+    assert cut.output["truncated"] is True
+    assert cut.output["bytes"] == MAX_OUTPUT_BYTES + 1
+    assert cut.output["beginning"].startswith('"xxx')
+    assert len(json.dumps(cut.output)) < MAX_OUTPUT_BYTES
+
+
+async def test_output_is_what_the_database_can_store(executors: Pool) -> None:
+    result = await run(executors, attempt_of("test.returns", "nul"))
+    assert result.output == ["a\ufffdb", "\ufffd", "\\u0000", "😀"]
+
+
+@pytest.mark.parametrize("handler", ["test.cancels_itself", "test.terminates_itself", "test.exits"])
+async def test_a_handler_that_stops_unasked_has_failed(executors: Pool, handler: str) -> None:
+    result = await run(executors, attempt_of(handler))
+    assert (result.outcome, result.retry) == (Outcome.RAISED, True)
+
+
+async def test_checkpoints_are_saved_in_order_before_the_handler_goes_on(executors: Pool) -> None:
+    saved: list[object] = []
+
+    async def save(_: Attempt, data: str) -> bool:
+        await asyncio.sleep(0)
+        saved.append(json.loads(data))
+        return True
+
+    executor = await executors.take(deadline=monotonic() + LONG)
+    attempt = attempt_of("test.checkpoints", [1, {"two": 2}, None], checkpoint={"page": 7})
+    result = await executor.run(attempt, checkpoint=save)
+    assert saved == [1, {"two": 2}, None]
+    assert result.output == {"last": {"page": 7}}
+
+
+async def test_a_checkpoint_that_is_no_longer_wanted_stops_the_handler(executors: Pool) -> None:
+    async def refuse(_: Attempt, __: str) -> bool:
+        return False
+
+    executor = await executors.take(deadline=monotonic() + LONG)
+    result = await executor.run(attempt_of("test.checkpoints", [1]), checkpoint=refuse)
+    assert result.outcome is Outcome.CANCELLED
+
+
+@pytest.mark.parametrize("what", ["set", "nan", "large"])
+async def test_a_checkpoint_that_cannot_be_stored_fails_the_handler(executors: Pool, what: str) -> None:
+    result = await run(executors, attempt_of("test.checkpoint_fails", what))
+    assert result.error is not None
+    assert result.error.startswith("HandlerError: checkpoint: ")
+
+
+async def test_the_answer_to_an_interrupted_checkpoint_is_not_taken_for_the_next_ones(executors: Pool) -> None:
+    executor = await executors.take(deadline=monotonic() + LONG)
+    interrupted = attempt_of("test.interrupted_checkpoint")
+    asked = asyncio.Event()
+
+    async def cancel_first(_: Attempt, __: str) -> bool:
+        if not asked.is_set():
+            executor.cancel(interrupted)
+            asked.set()
+            await asyncio.sleep(0.2)  # the handler leaves its checkpoint; this answer comes too late
+        return False
+
+    result = await executor.run(interrupted, checkpoint=cancel_first)
+    assert result.outcome is Outcome.CANCELLED
+
+    saved: list[str] = []
+
+    async def save(_: Attempt, data: str) -> bool:
+        saved.append(data)
+        return True
+
+    result = await executor.run(attempt_of("test.checkpoints", [1, 2]), checkpoint=save)
+    assert (result.outcome, saved) == (Outcome.RETURNED, ["1", "2"])
+
+
+@pytest.mark.parametrize("handler", ["test.waits", "test.waits_sync"])
+async def test_a_cancelled_handler_stops_and_its_process_goes_on(
+    executors: Pool, started: Started, handler: str
+) -> None:
+    executor = await started.begin(executors, handler)
+    executor.cancel(started.attempt)
+    assert (await started.result).outcome is Outcome.CANCELLED
+    executors.put_back(executor)
+    assert (await run(executors, attempt_of("test.sync", 1))).output["pid"] == executor.pid
+
+
+async def test_an_async_handler_can_clean_up_when_it_is_cancelled(executors: Pool, started: Started) -> None:
+    executor = await started.begin(executors, "test.waits")
+    executor.cancel(started.attempt)
+    await started.result
+    assert await pid_in(Path(started.files["cancelled"])) == executor.pid
+
+
+@pytest.mark.parametrize("handler", ["test.sync", "test.async"])
+async def test_a_cancellation_that_comes_first_is_not_forgotten(executors: Pool, handler: str) -> None:
+    executor = await executors.take(deadline=monotonic() + LONG)
+    attempt = attempt_of(handler, 1)
+    executor.cancel(attempt)
+    assert (await executor.run(attempt, checkpoint=no_checkpoint)).outcome is Outcome.CANCELLED
+
+
+async def test_a_cancellation_that_comes_too_late_does_not_meet_the_next_attempt(executors: Pool) -> None:
+    executor = await executors.take(deadline=monotonic() + LONG)
+    attempt = attempt_of("test.sync", 1)
+    for number in (1, 2, 3):
+        again = attempt_of("test.sync", 1, task_id=attempt.task_id, number=number)
+        assert (await executor.run(again, checkpoint=no_checkpoint)).outcome is Outcome.RETURNED
+        executor.cancel(again)
+
+
+async def test_a_handler_that_left_sigterm_ignored_does_not_spare_the_next_one(
+    executors: Pool, started: Started
+) -> None:
+    await run(executors, attempt_of("test.ignores_sigterm"))
+    executor = await started.begin(executors, "test.waits_sync")
+    executor.cancel(started.attempt)
+    assert (await started.result).outcome is Outcome.CANCELLED
+
+
+@pytest.mark.parametrize("handler", ["test.stubborn", "test.holds_the_lock", "test.blocks_the_loop"])
+async def test_a_handler_that_does_not_stop_is_killed(executors: Pool, started: Started, handler: str) -> None:
+    executor = await started.begin(executors, handler)
+    executor.cancel(started.attempt)
+    done, _ = await asyncio.wait({started.result}, timeout=0.2)
+    assert not done
+    await executors.kill(executor)
+    assert not runs(executor.pid)
+    with pytest.raises(ExecutorDied, match="killed by signal 9"):
+        await started.result
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("exit", "ended with 3"), ("segfault", "killed by signal 11"), ("kill", "killed by signal 9")],
+)
+async def test_the_death_of_a_process_is_told_and_a_new_one_takes_its_place(
+    executors: Pool, how: str, words: str
+) -> None:
+    with pytest.raises(ExecutorDied, match=words):
+        await run(executors, attempt_of("test.dies", {"how": how}))
+    assert (await run(executors, attempt_of("test.sync", 1))).outcome is Outcome.RETURNED
+
+
+async def test_a_process_that_dies_while_it_is_idle_is_not_used(executors: Pool) -> None:
+    pid = (await run(executors, attempt_of("test.sync", 1))).output["pid"]
+    os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: not Path(f"/proc/{pid}").exists(), what="the zygote buries it")
+    assert (await run(executors, attempt_of("test.sync", 1))).output["pid"] != pid
+
+
+@pytest.mark.parametrize("returns", [True, False])
+async def test_what_a_handler_started_ends_with_its_process(
+    executors: Pool, started: Started, returns: bool
+) -> None:
+    executor = await started.begin(executors, "test.starts_a_process", returns=returns)
+    child = await pid_in(Path(started.files["child"]))
+    if not returns:
+        assert runs(child)
+        await executors.kill(executor)
+    with pytest.raises(ExecutorDied):
+        await started.result
+    assert not runs(child)
+
+
+async def test_an_executor_dies_at_its_deadline_unless_that_is_pushed_out(executors: Pool) -> None:
+    first = await executors.take(deadline=monotonic() + 0.3)
+    executors.push_out(monotonic() + LONG)
+    second = await executors.take(deadline=monotonic() + 0.3)
+    assert await asyncio.wait_for(asyncio.shield(second.gone), 5) == -signal.SIGKILL
+    assert runs(first.pid)
+    executors.push_out(monotonic() - 1)
+    assert await asyncio.wait_for(asyncio.shield(first.gone), 5) == -signal.SIGKILL
+
+
+async def test_with_the_zygote_everything_ends_also_what_handlers_started(
+    executors: Pool, started: Started
+) -> None:
+    executor = await started.begin(executors, "test.starts_a_process")
+    child = await pid_in(Path(started.files["child"]))
+    zygote = int(Path(f"/proc/{executor.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(zygote, signal.SIGKILL)
+    await asyncio.wait_for(executors.ended.wait(), 5)
+    with pytest.raises(ExecutorDied):
+        await started.result
+    await process_gone(executor.pid)
+    await process_gone(child)
+
+
+async def test_on_leaving_every_process_is_gone_and_nothing_stays_open(tmp_path: Path) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    async with pool(worker_settings("postgresql://nowhere", handlers="handlers_for_tests")) as executors:
+        started = Started(tmp_path)
+        executor = await started.begin(executors, "test.starts_a_process")
+        child = await pid_in(Path(started.files["child"]))
+        idle = [await executors.take(deadline=monotonic() + LONG) for _ in range(3)]
+    for pid in (executor.pid, child, *(one.pid for one in idle)):
+        await process_gone(pid)
+    with pytest.raises(ExecutorDied):
+        await started.result
+    await asyncio.sleep(0)  # transports close on the loop's next turn
+    assert set(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_handlers_do_not_see_the_way_to_the_database(
+    monkeypatch: pytest.MonkeyPatch, started: Started
+) -> None:
+    monkeypatch.setenv("INTERVALJOB_DATABASE_URL", "postgresql://user:secret@nowhere")
+    settings = worker_settings("postgresql://nowhere", handlers="handlers_for_tests", command_allow="/bin/true")
+    async with pool(settings) as executors:
+        executor = await started.begin(executors, "test.waits")
+        environment = Path(f"/proc/{executor.pid}/environ").read_bytes().split(b"\0")
+        assert b"INTERVALJOB_COMMAND_ALLOW=/bin/true" in environment
+        assert not [entry for entry in environment if b"secret" in entry]
+        Path(started.files["go"]).touch()
+        assert (await started.result).outcome is Outcome.RETURNED
+
+
+async def test_handlers_that_cannot_be_loaded_are_an_error_in_one_line() -> None:
+    with pytest.raises(HandlerError, match=r"^handlers 'no_such_module': ModuleNotFoundError: .*$"):
+        async with pool(worker_settings("postgresql://nowhere", handlers="no_such_module")):
+            pytest.fail("there is no such module")
+
+
+async def test_a_process_that_a_module_started_is_no_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end concerns the module alone, which is there to see it."""
+    (tmp_path / "starts_early.py").write_text(
+        "import subprocess\n"
+        "from intervaljob import handler\n"
+        "early = subprocess.Popen(['sleep', '0.1'])\n"
+        "@handler('early')\n"
+        "def early_handler(task): return 'fine'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
+    async with pool(worker_settings("postgresql://nowhere", handlers="starts_early")) as executors:
+        first = await executors.take(deadline=monotonic() + LONG)
+        zygote = Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[1]
+        children = Path(f"/proc/{zygote}/task/{zygote}/children")
+        (early,) = (int(pid) for pid in children.read_text().split() if int(pid) != first.pid)
+        await process_gone(early)
+        assert (await first.run(attempt_of("early"), checkpoint=no_checkpoint)).output == "fine"
+        await executors.kill(first)
+        assert (await run(executors, attempt_of("early"))).output == "fine"
