@@ -54,3 +54,11 @@ class HandlerError(IntervalJobError):
 
 class EmbeddedError(IntervalJobError):
     """An embedded server cannot be found, built or started."""
+
+
+def sole_error(group: BaseExceptionGroup) -> BaseException:
+    """The one error of ours for which a task group ended, else the group."""
+    found: BaseException | None = group.subgroup(IntervalJobError)
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return found if isinstance(found, IntervalJobError) else group

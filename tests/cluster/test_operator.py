@@ -1,6 +1,9 @@
 """What an operator promises the cluster: nothing of its own on objects, few writes, its own namespaces, patience."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -143,3 +146,17 @@ def test_an_api_server_that_is_away_stops_nothing(
     namespace.apply("steady", interval="2s")
     eventually(lambda: namespace.status("steady")["schedule"] == "every 2s", what="the edit took effect", within=40)
     assert namespace.status("steady")["counts"]["succeeded"] >= before + 3
+
+
+def test_a_schema_of_another_version_is_one_line_and_code_2(namespace: Namespace, stack: Stack) -> None:
+    """The operator migrates nothing; it says what to run and ends."""
+    stack.postgres.create_database("unmigrated")
+    environment = {**os.environ, "KUBECONFIG": str(stack.control_plane.kubeconfig)}
+    environment["INTERVALJOB_DATABASE_URL"] = stack.postgres.url("unmigrated")
+    command = [sys.executable, "-m", "intervaljob", "operator", "--http-address", "127.0.0.1:0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "intervaljob: schema 'intervaljob' is at version 0, this program needs 4: run `intervaljob migrate up`"
+    )
+    assert "Traceback" not in done.stderr

@@ -15,7 +15,7 @@ from intervaljob.controller.reconciler import Key, Reconciler
 from intervaljob.controller.status_writer import StatusWriter
 from intervaljob.database.connection import Database
 from intervaljob.database.migrations import check_version
-from intervaljob.errors import DatabaseUnavailable, IntervalJobError
+from intervaljob.errors import DatabaseUnavailable, IntervalJobError, sole_error
 from intervaljob.model.custom_resource import GROUP, PLURAL, VERSION, IntervalJob
 from intervaljob.model.scope import Scope
 from intervaljob.recovery.detector import detect, recover_at_start
@@ -49,7 +49,10 @@ class Operator:
             metrics.DATABASE_UP.set_function(lambda: database.problem is None)
             cluster = self._settings.cluster_id or await self._cluster_id(api)
             scope = Scope(cluster=cluster, namespaces=self._settings.watch_namespaces)
-            await self._serve(api, database, scope)
+            try:
+                await self._serve(api, database, scope)
+            except BaseExceptionGroup as group:
+                raise sole_error(group) from group
 
     def _not_ready(self) -> str | None:
         if self._waiting_for is not None or self._database is None:

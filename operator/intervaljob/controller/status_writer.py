@@ -63,7 +63,7 @@ class StatusWriter:
         rows = await self._database.fetch("fold_transitions", limit=FOLD_BATCH, **self._scope.parameters())
         for row in rows:
             news = transition(row)
-            if news is not None and not row["deleted"]:
+            if news is not None and not row["has_no_resource"]:
                 kind, reason, message = news
                 self._announcer.announce({**row, "id": row["job_id"]}, kind=kind, reason=reason, message=message)
         return len(rows) == FOLD_BATCH

@@ -13,7 +13,7 @@ from importlib import resources
 
 import psycopg
 
-from intervaljob.database.connection import Database, Session, with_schema
+from intervaljob.database.connection import Database, Session, load_queries, with_schema
 from intervaljob.errors import DatabaseError, SchemaVersionError
 
 
@@ -100,8 +100,13 @@ async def check_version(database: Database) -> None:
 
 
 def render(*, schema: str) -> str:
-    """The SQL of every step, for a database administrator to read or run."""
-    return "\n".join(f"-- {m.version:03d} {m.name}\n{with_schema(m.up, schema)}" for m in MIGRATIONS)
+    """The SQL that brings an empty database to the newest version, for its administrator to read or run."""
+    queries = load_queries(schema)
+    parts = ["BEGIN;", queries["create_migration_table"].decode()]
+    for m in MIGRATIONS:
+        record = f"INSERT INTO {schema}.intervaljob_migration (version, name) VALUES ({m.version}, '{m.name}');"  # noqa: S608
+        parts += [f"-- {m.version:03d} {m.name}", with_schema(m.up, schema), record]
+    return "\n\n".join([*parts, "COMMIT;"])
 
 
 async def _applied(session: Session, schema: str) -> tuple[Applied, ...]:

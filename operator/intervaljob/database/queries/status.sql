@@ -7,7 +7,8 @@ WITH taken AS (
         SELECT transition.id
         FROM {schema}.transitions AS transition
         JOIN {schema}.jobs AS job ON job.id = transition.job_id
-        WHERE job.cluster_id = %(cluster)s
+        WHERE job.cluster_id IS NULL
+            OR job.cluster_id = %(cluster)s
             AND (%(namespaces)s::text[] = '{}' OR job.namespace = ANY(%(namespaces)s::text[]))
         ORDER BY transition.id
         LIMIT %(limit)s
@@ -42,7 +43,7 @@ WITH taken AS (
         revision = status.revision + 1
 )
 SELECT taken.job_id, taken.task_id, taken.kind, taken.count, taken.detail, status.last_result,
-    job.namespace, job.name, job.deleted_at IS NOT NULL AS deleted
+    job.namespace, job.name, job.deleted_at IS NOT NULL OR job.cluster_id IS NULL AS has_no_resource
 FROM taken
 JOIN {schema}.jobs AS job ON job.id = taken.job_id
 LEFT JOIN {schema}.job_status AS status ON status.job_id = taken.job_id
