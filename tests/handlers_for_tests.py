@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +42,20 @@ async def refuses(task: Task) -> Any:
 
 @handler("test.returns")
 def returns(task: Task) -> Any:
-    return {
-        "large": lambda: "x" * 65_535,
-        "fits": lambda: "x" * 65_534,
-        "set": lambda: {1},
-        "nan": lambda: float("nan"),
-        "nul": lambda: ["a\0b", "\ud800", "\\u0000", "😀"],
-        "tuple": lambda: (1, 2),
-    }[_payload(task)]()
+    outputs: dict[str, Any] = {
+        "large": "x" * 65_535,
+        "fits": "x" * 65_534,
+        "set": {1},
+        "nan": float("nan"),
+        "nul": ["a\0b", "\ud800", "\\u0000", "😀"],
+    }
+    return outputs[_payload(task)]
 
 
 @handler("test.dies")
 def dies(task: Task) -> Any:
-    """In the way that the payload says; only in its first attempt when it says so."""
+    """In the way that the payload says."""
     payload = _payload(task)
-    if payload.get("once") and task.attempt > 1:
-        return {"attempt": task.attempt, "recovered": task.recovered}
     match payload["how"]:
         case "exit":
             os._exit(3)
@@ -67,6 +66,13 @@ def dies(task: Task) -> Any:
         case "close":
             os.closerange(3, 256)
             time.sleep(60)
+
+
+@handler("test.dies_once")
+def dies_once(task: Task) -> Any:
+    if task.attempt == 1:
+        dies(task)
+    return {"attempt": task.attempt, "recovered": task.recovered}
 
 
 @handler("test.checkpoints")
@@ -94,9 +100,10 @@ def interrupted_checkpoint(task: Task) -> Any:
 async def waits(task: Task) -> Any:
     """Says in the file `started` who it is, and waits for the file `go`, at a loop's leisure."""
     payload = _payload(task)
+    go = Path(payload["go"])
     _say(payload["started"], os.getpid())
     try:
-        while not Path(payload["go"]).exists():  # noqa: ASYNC110 - a file sends no event
+        while not go.exists():  # noqa: ASYNC240 - a file sends no event
             await asyncio.sleep(0.01)
     except asyncio.CancelledError:
         if "cancelled" in payload:
@@ -120,10 +127,8 @@ def stubborn(task: Task) -> Any:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _say(_payload(task)["started"], os.getpid())
     while True:
-        try:
+        with suppress(BaseException):
             time.sleep(60)
-        except BaseException:  # noqa: BLE001 - on purpose
-            continue
 
 
 @handler("test.ignores_sigterm")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
 from intervaljob.database.connection import Database, Row, as_records
@@ -26,7 +26,11 @@ AddJob = Callable[..., Awaitable[UUID]]
 T = TypeVar("T")
 
 
-async def eventually(look: Callable[[], Awaitable[T] | T], *, what: str, within: float = 10.0) -> T:
+@overload
+async def eventually(look: Callable[[], Awaitable[T]], *, what: str, within: float = 10.0) -> T: ...
+@overload
+async def eventually(look: Callable[[], T], *, what: str, within: float = 10.0) -> T: ...
+async def eventually(look: Callable[[], Any], *, what: str, within: float = 10.0) -> Any:
     """What `look` returns as soon as that is true; fails with `what` when it never is."""
     deadline = time.monotonic() + within
     while True:
@@ -37,6 +41,17 @@ async def eventually(look: Callable[[], Awaitable[T] | T], *, what: str, within:
             return found
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
         await asyncio.sleep(0.02)
+
+
+def parent_of(pid: int) -> int:
+    """The process that started this one."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that any thread of this one started."""
+    files = [thread / "children" for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return [int(child) for file in files for child in file.read_text().split()]
 
 
 def runs(pid: int) -> bool:

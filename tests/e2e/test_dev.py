@@ -46,7 +46,7 @@ def test_dev_runs_my_handlers_and_stops_everything(programs: Programs, tmp_path:
         environment = os.environ | _exports(shown)
         migrations = subprocess.check_output([*INTERVALJOB, "migrate", "status"], env=environment, text=True)
         assert "missing" not in migrations
-        kubectl = [programs.kubectl, "--namespace=default"]
+        kubectl = [str(programs.kubectl), "--namespace=default"]
         subprocess.run([*kubectl, "apply", "--filename=-"], env=environment, input=INVOICE, text=True, check=True)
         succeeded = "--for=jsonpath={.status.lastResult}=Succeeded"
         subprocess.run([*kubectl, "wait", succeeded, "ivj/invoice", "--timeout=30s"], env=environment, check=True)
@@ -62,7 +62,7 @@ def test_dev_keeps_its_data_for_the_next_time(programs: Programs, tmp_path: Path
     """A second start with the same folder finds the IntervalJobs of the first."""
     with _dev(tmp_path) as process:
         environment = os.environ | _exports(_introduction(process))
-        kubectl = [programs.kubectl, "--namespace=default"]
+        kubectl = [str(programs.kubectl), "--namespace=default"]
         subprocess.run([*kubectl, "apply", "--filename=-"], env=environment, input=INVOICE, text=True, check=True)
         _stop(process, signal.SIGINT)
     with _dev(tmp_path) as process:

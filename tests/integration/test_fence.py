@@ -68,9 +68,13 @@ def test_a_deadline_in_the_past_ends_the_process_at_once() -> None:
 
 def test_a_deadline_that_is_pushed_out_ends_the_process_later() -> None:
     with script(
-        FENCE.format(seconds=0.3) + "fence.push_out(time.monotonic() + 1.0); began = time.monotonic();" + READY
+        FENCE.format(seconds=0.3)
+        + "fence.push_out(time.monotonic() + 1.0); began = time.monotonic();"
+        + READY
         # The first deadline passes while the lock is held, the second while it is held again.
-        + HOLD_THE_LOCK.replace("600_000_000", "600_000") + "; print('alive', flush=True);" + HOLD_THE_LOCK
+        + HOLD_THE_LOCK.replace("600_000_000", "600_000")
+        + "; print('alive', flush=True);"
+        + HOLD_THE_LOCK
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "alive\n"

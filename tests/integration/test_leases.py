@@ -73,9 +73,7 @@ async def test_a_clock_that_was_set_back_adds_nothing_and_goes_on_from_there(wor
 async def test_witnessed_time_is_never_faster_than_real_time_however_many_look(work: Work) -> None:
     before, begun = await witnessed(work), time.monotonic()
     worker = await work.worker()
-    await asyncio.gather(
-        *(end_expired(work.database) for _ in range(100)), *(renew(work, worker) for _ in range(100))
-    )
+    await asyncio.gather(*(end_expired(work.database) for _ in range(100)), *(renew(work, worker) for _ in range(100)))
     passed = await witnessed(work) - before
     assert timedelta(0) < passed
     # What passed between the template's last tick and the first one here counts too, as two seconds at most.

@@ -100,9 +100,7 @@ async def test_down_to_nothing_and_up_again_leaves_the_same_catalogue(database: 
 
 
 @pytest.mark.parametrize("to", [1, 2, 3])
-async def test_each_step_down_and_up_leaves_the_same_catalogue(
-    database: Database, database_url: str, to: int
-) -> None:
+async def test_each_step_down_and_up_leaves_the_same_catalogue(database: Database, database_url: str, to: int) -> None:
     async with opened(database_url) as (_, ask):
         before = await catalogue(ask)
         assert [step.version for step in await migrate_down(database, to=to)] == [*range(LATEST, to, -1)]
@@ -201,7 +199,7 @@ async def legacy_task(ask: Ask, job: UUID, **columns: Any) -> UUID:
     task = uuid4()
     columns = {"id": task, "job_id": job, "status": "running", **columns}
     values = ", ".join(f"%({name})s" for name in columns)
-    await ask(f"INSERT INTO {{schema}}.tasks ({', '.join(columns)}) VALUES ({values})", **columns)  # noqa: S608
+    await ask(f"INSERT INTO {{schema}}.tasks ({', '.join(columns)}) VALUES ({values})", **columns)
     return task
 
 

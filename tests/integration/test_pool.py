@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from support import eventually, pid_in, process_gone, runs, worker_settings
+from support import children_of, eventually, parent_of, pid_in, process_gone, runs, worker_settings
 
 from intervaljob.errors import HandlerError
 from intervaljob.model.task import MAX_OUTPUT_BYTES, Attempt, Outcome, Result
@@ -54,6 +54,14 @@ def attempt_of(handler: str, payload: object = None, **others: Any) -> Attempt:
         **others,
     }
     return Attempt(**fields)
+
+
+def open_files() -> set[str]:
+    return {file.name for file in Path("/proc/self/fd").iterdir()}
+
+
+def environment_of(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
 
 async def no_checkpoint(_: Attempt, data: str) -> bool:
@@ -111,7 +119,7 @@ async def test_many_run_at_once_in_as_many_processes(executors: Pool) -> None:
 async def test_what_a_handler_raises_is_the_result(executors: Pool) -> None:
     result = await run(executors, attempt_of("test.raises", "no luck"))
     assert (result.outcome, result.error, result.retry) == (Outcome.RAISED, "ValueError: no luck", True)
-    assert 'raise ValueError(_payload(task))' in result.trace
+    assert "raise ValueError(_payload(task))" in result.trace
 
 
 async def test_a_handler_error_is_not_tried_again_and_needs_no_trace(executors: Pool) -> None:
@@ -289,9 +297,7 @@ async def test_a_process_that_dies_while_it_is_idle_is_not_used(executors: Pool)
 
 
 @pytest.mark.parametrize("returns", [True, False])
-async def test_what_a_handler_started_ends_with_its_process(
-    executors: Pool, started: Started, returns: bool
-) -> None:
+async def test_what_a_handler_started_ends_with_its_process(executors: Pool, started: Started, returns: bool) -> None:
     executor = await started.begin(executors, "test.starts_a_process", returns=returns)
     child = await pid_in(Path(started.files["child"]))
     if not returns:
@@ -312,12 +318,10 @@ async def test_an_executor_dies_at_its_deadline_unless_that_is_pushed_out(execut
     assert await asyncio.wait_for(asyncio.shield(first.gone), 5) == -signal.SIGKILL
 
 
-async def test_with_the_zygote_everything_ends_also_what_handlers_started(
-    executors: Pool, started: Started
-) -> None:
+async def test_with_the_zygote_everything_ends_also_what_handlers_started(executors: Pool, started: Started) -> None:
     executor = await started.begin(executors, "test.starts_a_process")
     child = await pid_in(Path(started.files["child"]))
-    zygote = int(Path(f"/proc/{executor.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    zygote = parent_of(executor.pid)
     os.kill(zygote, signal.SIGKILL)
     await asyncio.wait_for(executors.ended.wait(), 5)
     with pytest.raises(ExecutorDied):
@@ -327,7 +331,7 @@ async def test_with_the_zygote_everything_ends_also_what_handlers_started(
 
 
 async def test_on_leaving_every_process_is_gone_and_nothing_stays_open(tmp_path: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     async with pool(worker_settings("postgresql://nowhere", handlers="handlers_for_tests")) as executors:
         started = Started(tmp_path)
         executor = await started.begin(executors, "test.starts_a_process")
@@ -338,21 +342,19 @@ async def test_on_leaving_every_process_is_gone_and_nothing_stays_open(tmp_path:
     with pytest.raises(ExecutorDied):
         await started.result
     await asyncio.sleep(0)  # transports close on the loop's next turn
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert open_files() <= before
 
 
-async def test_handlers_do_not_see_the_way_to_the_database(
-    monkeypatch: pytest.MonkeyPatch, started: Started
-) -> None:
+async def test_handlers_do_not_see_the_way_to_the_database(monkeypatch: pytest.MonkeyPatch, started: Started) -> None:
     monkeypatch.setenv("INTERVALJOB_DATABASE_URL", "postgresql://user:secret@nowhere")
     settings = worker_settings("postgresql://nowhere", handlers="handlers_for_tests", command_allow="/bin/true")
     async with pool(settings) as executors:
         executor = await started.begin(executors, "test.waits")
-        environment = Path(f"/proc/{executor.pid}/environ").read_bytes().split(b"\0")
+        environment = environment_of(executor.pid)
         assert b"INTERVALJOB_COMMAND_ALLOW=/bin/true" in environment
         assert not [entry for entry in environment if b"secret" in entry]
-        Path(started.files["go"]).touch()
-        assert (await started.result).outcome is Outcome.RETURNED
+        executor.cancel(started.attempt)
+        await started.result
 
 
 async def test_handlers_that_cannot_be_loaded_are_an_error_in_one_line() -> None:
@@ -373,9 +375,7 @@ async def test_a_process_that_a_module_started_is_no_executor(tmp_path: Path, mo
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
     async with pool(worker_settings("postgresql://nowhere", handlers="starts_early")) as executors:
         first = await executors.take(deadline=monotonic() + LONG)
-        zygote = Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[1]
-        children = Path(f"/proc/{zygote}/task/{zygote}/children")
-        (early,) = (int(pid) for pid in children.read_text().split() if int(pid) != first.pid)
+        (early,) = set(children_of(parent_of(first.pid))) - {first.pid}
         await process_gone(early)
         assert (await first.run(attempt_of("early"), checkpoint=no_checkpoint)).output == "fine"
         await executors.kill(first)

@@ -27,9 +27,7 @@ async def lose(work: Work, **job: Any) -> UUID:
     return attempt.task_id
 
 
-async def test_the_task_of_a_dead_worker_becomes_a_recovery_job(
-    work: Work, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_task_of_a_dead_worker_becomes_a_recovery_job(work: Work, caplog: pytest.LogCaptureFixture) -> None:
     worker, attempt = await work.start(payload="input", queue="default", priority=3, backoff_limit=5)
     await work.end(worker)
     assert await work.recover() == 1
@@ -225,15 +223,13 @@ async def test_a_finish_that_races_with_recovery_wins_or_changes_nothing(work: W
 async def test_a_finish_that_waits_for_the_recovery_changes_nothing(work: Work) -> None:
     """The finish begins while the worker still counts as alive, and meets the recovery's lock."""
     worker, attempt = await work.start()
+    schema = work.database.schema
     async with work.database.transaction() as session:
         await session.fetch("end_worker", worker=worker.id, reason="lease_expired")
-        await session.connection.execute(f"SELECT FROM {work.database.schema}.tasks FOR UPDATE".encode())
+        await session.connection.execute(f"UPDATE {schema}.tasks SET status = 'recovering'".encode())
         finish = asyncio.create_task(work.finish(worker, attempt, RETURNED), name="finish")
         await eventually(
             lambda: work.execute("SELECT pid FROM pg_locks WHERE NOT granted"), what="the finish waits for the lock"
-        )
-        await session.connection.execute(
-            f"UPDATE {work.database.schema}.tasks SET status = 'recovering'".encode()
         )
     assert not await finish
     assert (await work.task(attempt.task_id))["status"] == "recovering"

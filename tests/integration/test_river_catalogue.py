@@ -72,9 +72,7 @@ INDEXES = {
     "river_job_state_and_finalized_at_index": (
         "river_job USING btree (state, finalized_at) WHERE (finalized_at IS NOT NULL)"
     ),
-    "river_job_prioritized_fetching_index": (
-        "river_job USING btree (state, queue, priority, scheduled_at, id)"
-    ),
+    "river_job_prioritized_fetching_index": ("river_job USING btree (state, queue, priority, scheduled_at, id)"),
     "river_job_args_index": "river_job USING gin (args)",
     "river_job_metadata_index": "river_job USING gin (metadata)",
     "river_job_unique_idx": (

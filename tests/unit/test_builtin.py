@@ -236,7 +236,16 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         "words",
-        [["cat"], ["/bin/../bin/cat"], ["/bin//cat"], ["/bin/cat "], [" /bin/cat"], ["/bin/cat\0"], ["/bin"], ["/bin/catx"]],
+        [
+            ["cat"],
+            ["/bin/../bin/cat"],
+            ["/bin//cat"],
+            ["/bin/cat "],
+            [" /bin/cat"],
+            ["/bin/cat\0"],
+            ["/bin"],
+            ["/bin/catx"],
+        ],
     )
     def test_a_program_that_is_not_on_the_list_is_refused(self, words: list[str]) -> None:
         with pytest.raises(HandlerError, match="does not allow"):

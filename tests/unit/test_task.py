@@ -47,7 +47,12 @@ ATTEMPT = Attempt(
 
 @pytest.mark.parametrize(
     ("args", "row"),
-    [(NEW, NO_TASK), (NEW, {**KNOWN, "status": "retrying"}), (RECOVERY, KNOWN), (RECOVERY, {**KNOWN, "status": "retrying"})],
+    [
+        (NEW, NO_TASK),
+        (NEW, {**KNOWN, "status": "retrying"}),
+        (RECOVERY, KNOWN),
+        (RECOVERY, {**KNOWN, "status": "retrying"}),
+    ],
 )
 def test_a_new_task_a_retry_and_a_recovery_may_run(args: QueueArgs, row: dict[str, Any]) -> None:
     assert judge(args, row) is None

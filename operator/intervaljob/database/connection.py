@@ -6,9 +6,10 @@ depends on a session's search path and a transaction-pooling proxy works.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from importlib import resources
@@ -120,7 +121,11 @@ class Database:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """A connection of the pool; each statement is a transaction of its own."""
+        cancellations = _cancellations()
         async with self._noticing(), self._pool.connection() as connection:
+            # The pool waits with `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation.
+            if _cancellations() > cancellations:
+                raise asyncio.CancelledError
             yield Session(connection, self._queries)
 
     @asynccontextmanager
@@ -153,7 +158,7 @@ class Database:
         async with self.session() as session:
             return await session.fetch(query, **parameters)
 
-    async def listen(self, *topics: str) -> AsyncIterator[tuple[str, str]]:
+    async def listen(self, *topics: str) -> AsyncGenerator[tuple[str, str], None]:
         """(topic, payload) of every notification on these topics of the schema, until the connection ends.
 
         Yields ("", "") once when it listens: what came before that must be looked for. Topics are River's (§2.2).
@@ -204,6 +209,11 @@ def _checked(dsn: str) -> str:
             " and percent-encode / @ % in the password"
         )
     return dsn
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _line(error: BaseException) -> str:
