@@ -7,7 +7,6 @@ import signal
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,6 +15,7 @@ from support import children_of, eventually, parent_of, pid_in, process_gone, ru
 
 from intervaljob.errors import HandlerError
 from intervaljob.model.task import MAX_OUTPUT_BYTES, Attempt, Outcome, Result
+from intervaljob.worker.fence import boot_time
 from intervaljob.worker.pool import Executor, ExecutorDied, Pool, pool
 
 LONG = 3600.0
@@ -70,7 +70,7 @@ async def no_checkpoint(_: Attempt, data: str) -> bool:
 
 async def run(executors: Pool, attempt: Attempt) -> Result:
     """Run an attempt as a manager does, and put its executor back."""
-    executor = await executors.take(deadline=monotonic() + LONG)
+    executor = await executors.take(deadline=boot_time() + LONG)
     result = await executor.run(attempt, checkpoint=no_checkpoint)
     executors.put_back(executor)
     return result
@@ -84,7 +84,7 @@ class Started:
 
     async def begin(self, executors: Pool, handler: str, **payload: object) -> Executor:
         self.attempt = attempt_of(handler, {**self.files, **payload})
-        self.executor = await executors.take(deadline=monotonic() + LONG)
+        self.executor = await executors.take(deadline=boot_time() + LONG)
         self.result = asyncio.create_task(self.executor.run(self.attempt, checkpoint=no_checkpoint), name="attempt")
         assert await pid_in(Path(self.files["started"])) == self.executor.pid
         return self.executor
@@ -173,7 +173,7 @@ async def test_checkpoints_are_saved_in_order_before_the_handler_goes_on(executo
         saved.append(json.loads(data))
         return True
 
-    executor = await executors.take(deadline=monotonic() + LONG)
+    executor = await executors.take(deadline=boot_time() + LONG)
     attempt = attempt_of("test.checkpoints", [1, {"two": 2}, None], checkpoint={"page": 7})
     result = await executor.run(attempt, checkpoint=save)
     assert saved == [1, {"two": 2}, None]
@@ -184,7 +184,7 @@ async def test_a_checkpoint_that_is_no_longer_wanted_stops_the_handler(executors
     async def refuse(_: Attempt, __: str) -> bool:
         return False
 
-    executor = await executors.take(deadline=monotonic() + LONG)
+    executor = await executors.take(deadline=boot_time() + LONG)
     result = await executor.run(attempt_of("test.checkpoints", [1]), checkpoint=refuse)
     assert result.outcome is Outcome.CANCELLED
 
@@ -197,7 +197,7 @@ async def test_a_checkpoint_that_cannot_be_stored_fails_the_handler(executors: P
 
 
 async def test_the_answer_to_an_interrupted_checkpoint_is_not_taken_for_the_next_ones(executors: Pool) -> None:
-    executor = await executors.take(deadline=monotonic() + LONG)
+    executor = await executors.take(deadline=boot_time() + LONG)
     interrupted = attempt_of("test.interrupted_checkpoint")
     asked = asyncio.Event()
 
@@ -241,14 +241,14 @@ async def test_an_async_handler_can_clean_up_when_it_is_cancelled(executors: Poo
 
 @pytest.mark.parametrize("handler", ["test.sync", "test.async"])
 async def test_a_cancellation_that_comes_first_is_not_forgotten(executors: Pool, handler: str) -> None:
-    executor = await executors.take(deadline=monotonic() + LONG)
+    executor = await executors.take(deadline=boot_time() + LONG)
     attempt = attempt_of(handler, 1)
     executor.cancel(attempt)
     assert (await executor.run(attempt, checkpoint=no_checkpoint)).outcome is Outcome.CANCELLED
 
 
 async def test_a_cancellation_that_comes_too_late_does_not_meet_the_next_attempt(executors: Pool) -> None:
-    executor = await executors.take(deadline=monotonic() + LONG)
+    executor = await executors.take(deadline=boot_time() + LONG)
     attempt = attempt_of("test.sync", 1)
     for number in (1, 2, 3):
         again = attempt_of("test.sync", 1, task_id=attempt.task_id, number=number)
@@ -309,12 +309,12 @@ async def test_what_a_handler_started_ends_with_its_process(executors: Pool, sta
 
 
 async def test_an_executor_dies_at_its_deadline_unless_that_is_pushed_out(executors: Pool) -> None:
-    first = await executors.take(deadline=monotonic() + 0.3)
-    executors.push_out(monotonic() + LONG)
-    second = await executors.take(deadline=monotonic() + 0.3)
+    first = await executors.take(deadline=boot_time() + 0.3)
+    executors.push_out(boot_time() + LONG)
+    second = await executors.take(deadline=boot_time() + 0.3)
     assert await asyncio.wait_for(asyncio.shield(second.gone), 5) == -signal.SIGKILL
     assert runs(first.pid)
-    executors.push_out(monotonic() - 1)
+    executors.push_out(boot_time() - 1)
     assert await asyncio.wait_for(asyncio.shield(first.gone), 5) == -signal.SIGKILL
 
 
@@ -336,7 +336,7 @@ async def test_on_leaving_every_process_is_gone_and_nothing_stays_open(tmp_path:
         started = Started(tmp_path)
         executor = await started.begin(executors, "test.starts_a_process")
         child = await pid_in(Path(started.files["child"]))
-        idle = [await executors.take(deadline=monotonic() + LONG) for _ in range(3)]
+        idle = [await executors.take(deadline=boot_time() + LONG) for _ in range(3)]
     for pid in (executor.pid, child, *(one.pid for one in idle)):
         await process_gone(pid)
     with pytest.raises(ExecutorDied):
@@ -374,7 +374,7 @@ async def test_a_process_that_a_module_started_is_no_executor(tmp_path: Path, mo
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
     async with pool(worker_settings("postgresql://nowhere", handlers="starts_early")) as executors:
-        first = await executors.take(deadline=monotonic() + LONG)
+        first = await executors.take(deadline=boot_time() + LONG)
         (early,) = set(children_of(parent_of(first.pid))) - {first.pid}
         await process_gone(early)
         assert (await first.run(attempt_of("early"), checkpoint=no_checkpoint)).output == "fine"

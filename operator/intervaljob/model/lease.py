@@ -1,6 +1,6 @@
 """Leases: the arithmetic by which a worker is dead before anybody takes over its tasks.
 
-A worker reads its monotonic clock, then sends a renewal; the database adds `lease_seconds` of witnessed
+A worker reads its clock, then sends a renewal; the database adds `lease_seconds` of witnessed
 time when it gets it, which is later. So an executor that ends `fence_after` seconds after the *sending*
 ends before the lease runs out, with a margin for witnessed time that runs ahead: a tick adds two seconds at
 most, whatever the database's clock does, so a clock that is stepped forward once puts it ahead by no more

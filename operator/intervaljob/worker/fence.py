@@ -39,12 +39,12 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Fence:
-    """The deadline of this process, on the machine's monotonic clock, in seconds."""
+    """The deadline of this process, in seconds of `boot_time`."""
 
     def __init__(self, deadline: float) -> None:
         event = _SignalEvent(signal=signal.SIGKILL, notify=_SIGEV_SIGNAL)
         self._timer = ctypes.c_void_p()
-        _check(_libc.timer_create(time.CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)), "timer_create")
+        _check(_libc.timer_create(time.CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(self._timer)), "timer_create")
         self.push_out(deadline)
 
     def push_out(self, deadline: float) -> None:
@@ -53,6 +53,11 @@ class Fence:
         value = _TimeSpec(int(seconds), int(fraction * 1e9))
         spec = _TimerSpec(_TimeSpec(0, 0), value)
         _check(_libc.timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(spec), None), "timer_settime")
+
+
+def boot_time() -> float:
+    """Seconds since the machine started. Unlike the monotonic clock it goes on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def die_with_parent(parent: int, signum: signal.Signals) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from importlib.metadata import version
 from uuid import UUID, uuid4
 
@@ -17,6 +16,7 @@ from intervaljob.errors import DatabaseUnavailable
 from intervaljob.model.lease import fence_after, renew_every
 from intervaljob.settings import WorkerSettings
 from intervaljob.telemetry import metrics
+from intervaljob.worker.fence import boot_time
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Over(Exception):  # noqa: N818 - the word says it
 
 
 class Incarnation:
-    """A worker's promise to be alive. `deadline` is the monotonic time at which its executors are dead."""
+    """A worker's promise to be alive. `deadline` is the boot time at which its executors are dead."""
 
     def __init__(self, database: Database, settings: WorkerSettings, *, name: str) -> None:
         self.id: UUID = uuid4()
@@ -38,7 +38,7 @@ class Incarnation:
 
     def alive(self) -> bool:
         """Whether the lease, by this machine's clock, still has time."""
-        return time.monotonic() < self.deadline
+        return boot_time() < self.deadline
 
     async def register(self) -> None:
         """Write the incarnation's row; that ends earlier ones of the same worker.
@@ -46,7 +46,7 @@ class Incarnation:
         Raises DatabaseUnavailable. The row may have been written all the same: each try has an id of its own.
         """
         self.id = uuid4()
-        sent = time.monotonic()
+        sent = boot_time()
         async with self._database.dedicated() as session:
             await session.fetch(
                 "register_worker",
@@ -78,7 +78,7 @@ class Incarnation:
                     "Lease not renewed",
                     extra={
                         "worker": self.name,
-                        "seconds_left": f"{self.deadline - time.monotonic():.1f}",
+                        "seconds_left": f"{self.deadline - boot_time():.1f}",
                         "error": error,
                     },
                 )
@@ -87,8 +87,8 @@ class Incarnation:
     async def watch_deadline(self) -> None:
         """Raises Over when the deadline has passed; a renewal in flight changes nothing then."""
         while self.alive():
-            metrics.LEASE_REMAINING.set(self.deadline - time.monotonic())
-            await asyncio.sleep(min(0.5, self.deadline - time.monotonic()))
+            metrics.LEASE_REMAINING.set(self.deadline - boot_time())
+            await asyncio.sleep(min(0.5, self.deadline - boot_time()))
         metrics.LEASE_REMAINING.set(0)
         raise Over("the lease could not be renewed in time")
 
@@ -103,7 +103,7 @@ class Incarnation:
             logger.warning("Cannot say goodbye", extra={"worker": self.name, "error": error})
 
     async def _renew(self, session: Session, bound: float) -> None:
-        sent = time.monotonic()
+        sent = boot_time()
         async with asyncio.timeout(bound):
             rows = await session.fetch("renew_lease", worker=self.id)
         if not rows:

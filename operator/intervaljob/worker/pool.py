@@ -105,7 +105,7 @@ class Pool:
             self._idle.append(executor)
 
     def push_out(self, deadline: float) -> None:
-        """The lease was renewed: every executor may live until `deadline`, on the monotonic clock."""
+        """The lease was renewed: every executor may live until `deadline`, a boot time."""
         for executor in self._executors.values():
             executor.send({"type": "deadline", "at": deadline})
 
