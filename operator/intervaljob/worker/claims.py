@@ -40,7 +40,7 @@ async def claim(database: Database, *, worker: Incarnation, queue: str, limit: i
         ]
         attempts = await _start(session, attempts, worker=worker, refusals=refusals)
         await _refuse(session, claimed, refusals)
-    _report(attempts, refusals, rows, queue=queue, worker=worker)
+    _report(attempts, refusals, readable, queue=queue, worker=worker)
     return attempts, len(claimed)
 
 
@@ -118,7 +118,7 @@ async def _refuse(session: Session, claimed: Sequence[Row], refusals: Mapping[in
 def _report(
     attempts: Sequence[Attempt],
     refusals: Mapping[int, Refusal],
-    rows: Mapping[int, Row],
+    readable: Mapping[int, QueueArgs],
     *,
     queue: str,
     worker: Incarnation,
@@ -132,8 +132,8 @@ def _report(
             )
     for key, refusal in refusals.items():
         metrics.QUEUE_JOBS_CANCELLED.labels(refusal.reason).inc()
-        row = rows.get(key)
-        if row is not None and row["task_id"] is not None:
+        args = readable.get(key)
+        if args is not None and args.task_id is not None:
             metrics.RECOVERIES_REFUSED.labels(refusal.reason).inc()
         logger.warning(
             "Queue job cancelled",

@@ -137,7 +137,8 @@ class Manager:
     async def _work(self, running: Running) -> None:
         """One attempt from its executor to its record."""
         attempt = running.attempt
-        metrics.PICKUP_SECONDS.observe(max(0.0, (running.started_at - attempt.scheduled_for).total_seconds()))
+        if attempt.number == 1:
+            metrics.PICKUP_SECONDS.observe(max(0.0, (running.started_at - attempt.scheduled_for).total_seconds()))
         try:
             result = await self._execute(running)
             seconds = (datetime.now(UTC) - running.started_at).total_seconds()

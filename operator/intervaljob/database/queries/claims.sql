@@ -31,7 +31,7 @@ SELECT claim.queue_job_id,
     task.id AS task_id, task.job_id AS task_job_id, task.status, task.attempt, task.recoveries, task.failures,
     task.checkpoint, task.payload AS task_payload, task.scheduled_for
 FROM jsonb_to_recordset(%(claims)s::jsonb) AS claim(queue_job_id bigint, job_id uuid, task_id uuid)
-LEFT JOIN {schema}.jobs AS job ON job.id = claim.job_id
+LEFT JOIN LATERAL (SELECT * FROM {schema}.jobs WHERE id = claim.job_id LIMIT 1) AS job ON true
 LEFT JOIN LATERAL (
     SELECT * FROM {schema}.tasks WHERE id = claim.task_id
     UNION ALL

@@ -1,0 +1,99 @@
+"""The statements that run all the time find their rows by an index, with tables as large as they get in use."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from support import Execute
+
+from intervaljob.database.connection import Database, as_records
+
+Plan = Callable[..., Awaitable[str]]
+WORKER = uuid4()
+SCOPE: dict[str, object] = {"cluster": "test-cluster", "namespaces": []}
+
+FILL = """
+INSERT INTO {schema}.jobs (id, user_id, workspace_id, cluster_id, namespace, name, interval_seconds, next_run_at)
+SELECT gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 'test-cluster', 'default', 'job-' || n, 60,
+    now() + n * interval '1 second'
+FROM generate_series(1, 10000) AS n;
+INSERT INTO {schema}.job_status (job_id, written_revision) SELECT id, 1 FROM {schema}.jobs;
+INSERT INTO {schema}.workers (id, name, version, queues, lease_seconds, lease_expires_at)
+SELECT gen_random_uuid(), 'worker-' || n, '1', '{default}', 30, now() + interval '1 hour'
+FROM generate_series(1, 20) AS n;
+INSERT INTO {schema}.river_job (state, kind, args, finalized_at, attempted_by)
+SELECT
+    CASE WHEN n % 1000 = 0 THEN 'running' WHEN n % 5 = 0 THEN 'available' ELSE 'completed' END
+        ::{schema}.river_job_state,
+    'interval_job', '{}', CASE WHEN n % 5 <> 0 THEN now() END, '{worker}'
+FROM generate_series(1, 50000) AS n;
+INSERT INTO {schema}.tasks (id, job_id, queue_job_id, status, worker_id)
+SELECT gen_random_uuid(), job.id, queue_job.id, CASE queue_job.state WHEN 'running' THEN 'running' ELSE 'succeeded' END,
+    (SELECT id FROM {schema}.workers LIMIT 1)
+FROM {schema}.river_job AS queue_job
+JOIN (SELECT id, row_number() OVER () AS n FROM {schema}.jobs) AS job ON job.n = queue_job.id % 10000 + 1
+WHERE queue_job.state <> 'available';
+ANALYZE;
+"""
+
+
+@pytest.fixture
+async def plan(database: Database, execute: Execute) -> Plan:
+    """The plan of a named query on full tables, as text."""
+    for statement in FILL.split(";\n"):
+        if statement.strip():
+            await execute(statement)
+
+    async def explain(query: str, **parameters: Any) -> str:
+        async with database.transaction() as session:
+            text = b"EXPLAIN " + session._queries[query]
+            cursor = await session.connection.execute(text, parameters)
+            return "\n".join(str(row["QUERY PLAN"]) for row in await cursor.fetchall())
+
+    return explain
+
+
+def scans(plan: str) -> list[str]:
+    """The tables that grow with use and are read from end to end in this plan."""
+    growing = ("jobs", "tasks", "river_job", "job_status")
+    return [table for table in growing if f"Seq Scan on {table} " in plan]
+
+
+async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, execute: Execute) -> None:
+    (task,) = await execute("SELECT id, job_id, queue_job_id FROM {schema}.tasks WHERE status = 'running' LIMIT 1")
+    finish = {
+        "task_id": task["id"],
+        "attempt": 0,
+        "status": "succeeded",
+        "output": None,
+        "error": None,
+        "entry": None,
+        "delay_seconds": 0,
+    }
+    claim = {"queue_job_id": task["queue_job_id"], "job_id": task["job_id"], "task_id": None}
+    plans = {
+        "claim_queue_jobs": await plan("claim_queue_jobs", queue="default", worker=WORKER, limit=10),
+        "look_up_claims": await plan("look_up_claims", claims=as_records([claim])),
+        "finish_tasks": await plan("finish_tasks", worker=WORKER, finishes=as_records([finish])),
+        "held_tasks": await plan("held_tasks", tasks=[task["id"]], worker=WORKER),
+        "lock_due_jobs": await plan("lock_due_jobs", limit=500, **SCOPE),
+        "seconds_to_next_due": await plan("seconds_to_next_due", **SCOPE),
+        "lock_orphans": await plan("lock_orphans", limit=500, **SCOPE),
+        "read_statuses": await plan("read_statuses", jobs=[task["job_id"]]),
+    }
+    assert {name: scans(text) for name, text in plans.items() if scans(text)} == {}
+    assert "river_job_prioritized_fetching_index" in plans["claim_queue_jobs"]
+    assert "jobs_due" in plans["lock_due_jobs"]
+    assert "jobs_due" in plans["seconds_to_next_due"]
+    assert "tasks_of_job" in plans["read_statuses"]
+
+
+async def test_ending_a_task_is_a_heap_only_update(execute: Execute) -> None:
+    """No index names a column that changes when a task ends, which would cost a new entry in each of them."""
+    rows = await execute(
+        "SELECT indexdef FROM pg_indexes WHERE schemaname = 'intervaljob' AND tablename = 'tasks' ORDER BY indexname"
+    )
+    changed = ("status", "output", "error", "failures", "finished_at")
+    assert len(rows) == 3
+    assert [row["indexdef"] for row in rows if any(column in row["indexdef"] for column in changed)] == []
