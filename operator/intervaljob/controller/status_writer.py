@@ -98,10 +98,10 @@ class StatusWriter:
 
     async def _write(self, job_id: object) -> int | None:
         """The revision that the IntervalJob shows now, None when it has to be tried again."""
-        rows = await self._database.fetch("read_statuses", jobs=[job_id])
-        if not rows:
-            return 0
         try:
+            rows = await self._database.fetch("read_statuses", jobs=[job_id])
+            if not rows:
+                return 0
             resource = await self._api.get(namespace=rows[0]["namespace"], name=rows[0]["name"])
             if resource is None or resource.uid != rows[0]["job_id"]:
                 return int(rows[0]["revision"])
@@ -110,7 +110,7 @@ class StatusWriter:
         except Conflict:
             metrics.STATUS_WRITES.labels("conflict").inc()
             return None
-        except UNREACHABLE as error:
+        except (DatabaseUnavailable, *UNREACHABLE) as error:
             metrics.STATUS_WRITES.labels("failed").inc()
             logger.warning("Status not written", extra={"job": job_id, "error": error})
             return None
