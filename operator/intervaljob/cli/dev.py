@@ -32,7 +32,8 @@ def command(workers: int, data: Path | None, tells: bool) -> None:
     """
     if tells and workers == 1:
         raise click.UsageError("--demo needs two workers or more: one is killed")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for signum in (signal.SIGINT, signal.SIGTERM):  # SIGINT may have been ignored by whoever started this
+        signal.signal(signum, signal.default_int_handler)
     found = programs.find(report=click.echo)
     click.echo(f"Starting Postgres, a Kubernetes {found.version} control plane, an operator and {workers} workers …")
     with Stack(programs=found, data=data and data.resolve(), durable=data is not None) as stack:
