@@ -140,7 +140,11 @@ class Work:
     async def finish(self, worker: Incarnation, attempt: Attempt, result: Result = RETURNED) -> bool:
         """Record how an attempt ended; whether that changed anything."""
         finish = conclude(attempt, result, started_at=datetime.now(UTC))
-        return bool(await self.database.fetch("finish_tasks", worker=worker.id, finishes=as_records([vars(finish)])))
+        return bool(
+            await self.database.fetch(
+                "finish_tasks", worker=worker.id, worker_name=worker.name, finishes=as_records([vars(finish)])
+            )
+        )
 
     async def end(self, worker: Incarnation, reason: str = "lease_expired") -> None:
         """What a detector does to a worker that is dead."""

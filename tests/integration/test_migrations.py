@@ -64,8 +64,8 @@ async def version(database: Database) -> list[int]:
 async def test_up_applies_every_step_once(empty_database_url: str) -> None:
     async with opened(empty_database_url) as (database, _):
         assert await version(database) == []
-        assert [step.version for step in await migrate_up(database)] == [1, 2, 3, 4]
-        assert await version(database) == [1, 2, 3, 4]
+        assert [step.version for step in await migrate_up(database)] == [1, 2, 3, 4, 5]
+        assert await version(database) == [1, 2, 3, 4, 5]
         assert await migrate_up(database) == ()
         await check_version(database)
 
@@ -90,7 +90,7 @@ async def test_a_step_that_fails_leaves_nothing_of_any_step(empty_database_url: 
 async def test_down_to_nothing_and_up_again_leaves_the_same_catalogue(database: Database, database_url: str) -> None:
     async with opened(database_url) as (_, ask):
         before = await catalogue(ask)
-        assert [step.version for step in await migrate_down(database, to=0)] == [4, 3, 2, 1]
+        assert [step.version for step in await migrate_down(database, to=0)] == [5, 4, 3, 2, 1]
         assert [row["relname"] for row in await ask(RELATIONS)] == [
             "intervaljob_migration",
             "intervaljob_migration_pkey",
@@ -141,14 +141,14 @@ async def test_an_older_and_a_newer_schema_are_told_in_one_line(database: Databa
     with pytest.raises(SchemaVersionError) as older:
         await check_version(database)
     assert str(older.value) == (
-        "schema 'intervaljob' is at version 3, this program needs 4: run `intervaljob migrate up`"
+        "schema 'intervaljob' is at version 3, this program needs 5: run `intervaljob migrate up`"
     )
     await migrate_up(database)
-    await database.fetch("record_migration", version=5, name="of_tomorrow")
+    await database.fetch("record_migration", version=6, name="of_tomorrow")
     with pytest.raises(SchemaVersionError) as newer:
         await check_version(database)
     assert str(newer.value) == (
-        "schema 'intervaljob' is at version 5, newer than this program's 4: run a newer intervaljob"
+        "schema 'intervaljob' is at version 6, newer than this program's 5: run a newer intervaljob"
     )
 
 

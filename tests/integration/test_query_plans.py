@@ -75,10 +75,12 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
     plans = {
         "claim_queue_jobs": await plan("claim_queue_jobs", queue="default", worker=WORKER, limit=10),
         "look_up_claims": await plan("look_up_claims", claims=as_records([claim])),
-        "finish_tasks": await plan("finish_tasks", worker=WORKER, finishes=as_records([finish])),
+        "finish_tasks": await plan("finish_tasks", worker=WORKER, worker_name="w", finishes=as_records([finish])),
         "held_tasks": await plan("held_tasks", tasks=[task["id"]], worker=WORKER),
         "lock_due_jobs": await plan("lock_due_jobs", limit=500, **SCOPE),
         "seconds_to_next_due": await plan("seconds_to_next_due", **SCOPE),
+        "read_orphans": await plan("read_orphans", lost=as_records([{"id": task["id"]}])),
+        "lock_queue_jobs_of_tasks": await plan("lock_queue_jobs_of_tasks", tasks=[task["id"]]),
         "lock_orphans": await plan("lock_orphans", limit=500, **SCOPE),
         "read_statuses": await plan("read_statuses", jobs=[task["job_id"]]),
     }

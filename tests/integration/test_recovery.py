@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from support import CLUSTER, RETURNED, SCOPE, Work, eventually
 
-from intervaljob.database.connection import load_queries
+from intervaljob.database.connection import as_records, load_queries
 from intervaljob.model.scope import Scope
 from intervaljob.recovery.detector import recover_at_start
 from intervaljob.recovery.recover import Lost, give_back
@@ -84,10 +84,19 @@ async def test_whatever_ended_the_worker_is_noted(work: Work, evidence: str) -> 
 
 async def test_a_worker_nobody_knows_is_gone(work: Work) -> None:
     worker, _ = await work.start()
+    await work.end(worker)
     await work.execute("DELETE FROM {schema}.workers WHERE id = %(id)s", id=worker.id)
     assert await work.recover() == 1
     (new,) = await work.recovery_jobs()
     assert new["metadata"] == {"intervaljob:evidence": "unknown_worker"}
+
+
+async def test_a_living_worker_cannot_be_forgotten(work: Work) -> None:
+    """Its tasks would be given away while it runs them."""
+    worker, _ = await work.start()
+    with pytest.raises(psycopg.errors.RaiseException, match=f"worker {worker.name} .* has not ended"):
+        await work.execute("DELETE FROM {schema}.workers")
+    assert await work.recover() == 0
 
 
 async def test_the_task_of_a_living_worker_is_left_alone(work: Work) -> None:
@@ -251,7 +260,7 @@ async def test_a_task_that_moved_on_after_the_look_began_stays_with_its_new_work
         (attempt,) = await work.claim(worker)
         locked = await (await slow.execute("FETCH ALL FROM look")).fetchall()
         orphans = await slow.execute(
-            load_queries(work.database.schema)["read_orphans"], {"tasks": [row[0] for row in locked]}
+            load_queries(work.database.schema)["read_orphans"], {"lost": as_records({"id": row[0]} for row in locked)}
         )
         assert await orphans.fetchall() == []
     assert await work.finish(worker, attempt)

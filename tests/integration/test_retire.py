@@ -30,6 +30,7 @@ class OneAnswer(Api):
             created_at=datetime.now(UTC),
             resource_version="1",
             run_requested_at=None,
+            cancel_requested_at=None,
             deleting=False,
             spec={"interval": "1h", "handler": "echo"},
             status={},

@@ -171,7 +171,7 @@ async def test_a_cancelled_queue_job_stops_its_handler(work: Work, worker: NewWo
         pid = await talk.pid()
         await eventually(lambda: _listens(work), what="the worker listens")
         if notify:
-            await work.database.fetch("cancel_queue_jobs", jobs=[job])
+            await work.database.fetch("cancel_running_queue_jobs", jobs=[job])
         else:
             await work.execute("""UPDATE {schema}.river_job SET metadata = '{"cancel_attempted_at": "now"}'""")
         (task,) = await ended(work, within=1.5)

@@ -54,6 +54,7 @@ def test_reads_what_the_api_server_says_of_an_object() -> None:
         created_at=datetime(2026, 11, 23, 10, tzinfo=UTC),
         resource_version="4711",
         run_requested_at=None,
+        cancel_requested_at=None,
         deleting=False,
         spec={"handler": "echo"},
         status={"observedGeneration": 2},
@@ -65,8 +66,14 @@ def test_reads_a_request_to_run_now() -> None:
     assert asked.run_requested_at == "monday"
 
 
+def test_reads_a_request_to_cancel() -> None:
+    asked = IntervalJob.from_body(body(annotations={"intervaljob.dev/cancel-requested-at": "monday"}))
+    assert (asked.cancel_requested_at, asked.run_requested_at) == ("monday", None)
+
+
 def test_an_object_with_other_annotations_alone_asks_for_nothing() -> None:
-    assert IntervalJob.from_body(body(annotations={"other": "x"})).run_requested_at is None
+    read = IntervalJob.from_body(body(annotations={"other": "x"}))
+    assert (read.run_requested_at, read.cancel_requested_at) == (None, None)
 
 
 def test_an_object_that_waits_for_its_finalizers_is_being_deleted() -> None:
@@ -99,6 +106,8 @@ def test_a_spec_of_every_field_becomes_a_definition_of_every_field() -> None:
         activeDeadlineSeconds=600,
         backoffLimit=0,
         backoff={"initialSeconds": 20, "maxSeconds": 20},
+        recoveryPolicy="Fail",
+        recoveryLimit=0,
     ) == Definition(
         handler="reports.nightly",
         payload="{}",
@@ -115,6 +124,8 @@ def test_a_spec_of_every_field_becomes_a_definition_of_every_field() -> None:
         backoff_limit=0,
         backoff_initial_seconds=20,
         backoff_max_seconds=20,
+        recovery_policy="Fail",
+        recovery_limit=0,
     )
 
 
@@ -135,6 +146,8 @@ def test_defaults_hold_where_a_spec_says_nothing() -> None:
         backoff_limit=3,
         backoff_initial_seconds=10,
         backoff_max_seconds=360,
+        recovery_policy="Rerun",
+        recovery_limit=3,
     )
 
 
@@ -166,7 +179,10 @@ def test_a_field_of_a_newer_schema_changes_nothing() -> None:
         ("spec.priority", {"priority": 0}),
         ("spec.priority", {"priority": 5}),
         ("spec.suspend", {"suspend": "perhaps"}),
-        ("spec.concurrencyPolicy", {"concurrencyPolicy": "Replace"}),
+        ("spec.concurrencyPolicy", {"concurrencyPolicy": "Queue"}),
+        ("spec.recoveryPolicy", {"recoveryPolicy": "Retry"}),
+        ("spec.recoveryLimit", {"recoveryLimit": -1}),
+        ("spec.recoveryLimit", {"recoveryLimit": 1001}),
         ("spec.activeDeadlineSeconds", {"activeDeadlineSeconds": 0}),
         ("spec.activeDeadlineSeconds", {"activeDeadlineSeconds": 31_536_001}),
         ("spec.backoffLimit", {"backoffLimit": -1}),

@@ -23,6 +23,7 @@ RESOURCE = IntervalJob(
     created_at=BORN,
     resource_version="11",
     run_requested_at=None,
+    cancel_requested_at=None,
     deleting=False,
     spec={},
     status={},
@@ -43,6 +44,8 @@ WANTED = Definition(
     backoff_limit=3,
     backoff_initial_seconds=10,
     backoff_max_seconds=360,
+    recovery_policy="Rerun",
+    recovery_limit=3,
 )
 PROBLEM = ResourceError("InvalidSchedule", "spec.schedule: write five fields")
 

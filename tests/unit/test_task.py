@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,11 +20,14 @@ RECOVERY = replace(NEW, task_id=TASK)
 KNOWN: dict[str, Any] = {
     "job_id": JOB,
     "deleted_at": None,
+    "cancel_before": None,
     "task_id": TASK,
     "task_job_id": JOB,
+    "task_created_at": NOW,
     "status": "recovering",
 }
-NO_TASK: dict[str, Any] = {**KNOWN, "task_id": None, "task_job_id": None, "status": None}
+NO_TASK: dict[str, Any] = {**KNOWN, "task_id": None, "task_job_id": None, "task_created_at": None, "status": None}
+LATER = NOW + timedelta(microseconds=1)
 ATTEMPT = Attempt(
     task_id=TASK,
     job_id=JOB,
@@ -36,6 +39,7 @@ ATTEMPT = Attempt(
     payload="",
     recovered=False,
     scheduled_for=NOW,
+    created_at=NOW,
     failures=0,
     checkpoint=None,
     active_deadline_seconds=None,
@@ -52,10 +56,12 @@ ATTEMPT = Attempt(
         (NEW, {**KNOWN, "status": "retrying"}),
         (RECOVERY, KNOWN),
         (RECOVERY, {**KNOWN, "status": "retrying"}),
+        (NEW, {**NO_TASK, "cancel_before": NOW}),
+        (RECOVERY, {**KNOWN, "cancel_before": NOW}),
     ],
 )
 def test_a_new_task_a_retry_and_a_recovery_may_run(args: QueueArgs, row: dict[str, Any]) -> None:
-    assert judge(args, row) is None
+    assert judge(args, row, queued_at=NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,8 @@ def test_a_new_task_a_retry_and_a_recovery_may_run(args: QueueArgs, row: dict[st
         (RECOVERY, {**KNOWN, "job_id": None}, "job_missing"),
         (NEW, {**NO_TASK, "deleted_at": NOW}, "job_deleted"),
         (RECOVERY, {**KNOWN, "deleted_at": NOW}, "job_deleted"),
+        (NEW, {**NO_TASK, "cancel_before": LATER}, "cancelled"),
+        (RECOVERY, {**KNOWN, "cancel_before": LATER}, "cancelled"),
         (RECOVERY, NO_TASK, "task_missing"),
         (RECOVERY, {**KNOWN, "task_job_id": OTHER_JOB}, "task_of_another_job"),
         (RECOVERY, {**KNOWN, "status": "running"}, "task_held"),
@@ -75,10 +83,16 @@ def test_a_new_task_a_retry_and_a_recovery_may_run(args: QueueArgs, row: dict[st
     ],
 )
 def test_anything_else_is_refused_with_the_reason(args: QueueArgs, row: dict[str, Any], reason: str) -> None:
-    refusal = judge(args, row)
+    refusal = judge(args, row, queued_at=NOW)
     assert isinstance(refusal, Refusal)
     assert refusal.reason == reason
     assert str(JOB) in refusal.message or str(TASK) in refusal.message
+
+
+def test_a_recovery_is_as_old_as_its_task() -> None:
+    """Its queue job is younger than the wish to cancel the task."""
+    refusal = judge(RECOVERY, {**KNOWN, "cancel_before": LATER}, queued_at=NOW + timedelta(hours=1))
+    assert refusal is not None
 
 
 def test_a_return_succeeds_with_its_output() -> None:

@@ -14,11 +14,13 @@ from uuid import UUID
 
 from intervaljob.controller.api import UNREACHABLE, Api
 from intervaljob.controller.events import Announcer
+from intervaljob.database.cancellations import cancel
 from intervaljob.database.connection import Database, Row, Session, as_records
-from intervaljob.database.occurrences import enqueue, record_skips
+from intervaljob.database.ledger import record_skips
+from intervaljob.database.occurrences import enqueue
 from intervaljob.errors import DatabaseError, DatabaseUnavailable, ResourceError
 from intervaljob.model.custom_resource import Definition, IntervalJob, definition
-from intervaljob.model.job import Change, reconcile
+from intervaljob.model.job import Change, asks_anew, reconcile
 from intervaljob.model.scope import Scope
 from intervaljob.telemetry import metrics
 
@@ -180,8 +182,8 @@ class Reconciler:
         async with self._database.transaction() as session:
             rows = await session.fetch("retire_jobs", jobs=[key.uid for key in gone], cluster=self._scope.cluster)
             retired = [row["id"] for row in rows]
-            await session.fetch("cancel_waiting_tasks", jobs=retired)
-            await session.fetch("cancel_queue_jobs", jobs=retired)
+            unrun = await cancel(session, retired, reason="the IntervalJob was deleted", skipped_as="Deleted")
+            await record_skips(session, unrun)
         for key in gone:
             logger.info("IntervalJob deleted", extra={"namespace": key.namespace, "name_": key.name, "job": key.uid})
         metrics.RECONCILES.labels("retired").inc(len(retired))
@@ -213,8 +215,7 @@ def _definition(resource: IntervalJob) -> Definition | ResourceError:
 
 
 def _differs(resource: IntervalJob, row: Row) -> bool:
-    requested = resource.run_requested_at
-    return bool(row["generation"] != resource.generation or requested not in (None, row["run_requested_at"]))
+    return row["generation"] != resource.generation or asks_anew(resource, row)
 
 
 async def _apply(session: Session, changes: Sequence[Change]) -> None:
@@ -225,17 +226,17 @@ async def _apply(session: Session, changes: Sequence[Change]) -> None:
     forbid = [change.row["id"] for change in changes if change.became_forbid and change.row["id"] in ids]
     if forbid:
         await session.fetch("hold_unkeyed_queue_jobs", jobs=forbid)
+    unwanted = [change.row["id"] for change in changes if change.cancel_now and change.row["id"] in ids]
+    await record_skips(session, await cancel(session, unwanted, reason="a user cancelled it", skipped_as="Cancelled"))
     requested = [change.row for change in changes if change.run_now and change.row["id"] in ids]
     if requested:
         (clock,) = await session.fetch("database_time")
-        skips = await enqueue(session, [(row, clock["now"]) for row in requested])
-        await record_skips(session, skips)
-        refused = {skip.job_id for skip in skips}
+        queued, _ = await enqueue(session, [(row, clock["now"]) for row in requested])
         await session.fetch(
             "advance_jobs",
             advances=as_records(
                 {"job_id": row["id"], "next_run_at": row["next_run_at"], "last_run_at": clock["now"]}
                 for row in requested
-                if row["id"] not in refused
+                if row["id"] in queued
             ),
         )

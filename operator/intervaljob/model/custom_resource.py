@@ -24,12 +24,15 @@ VERSION = "v1alpha1"
 PLURAL = "intervaljobs"
 #: Annotation: any new value asks for a task now.
 RUN_REQUESTED_AT = f"{GROUP}/run-requested-at"
+#: Annotation: any new value cancels what waits and runs now.
+CANCEL_REQUESTED_AT = f"{GROUP}/cancel-requested-at"
 
 HANDLER_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?$"
 MAX_PAYLOAD_BYTES = 256 * 1024
 NIL = UUID(int=0)
 
-ConcurrencyPolicy = Literal["Allow", "Forbid"]
+ConcurrencyPolicy = Literal["Allow", "Forbid", "Replace"]
+RecoveryPolicy = Literal["Rerun", "Fail"]
 
 _INSTEAD_OF_PATTERN = {
     "spec.handler": "write letters, digits and any of _ . : - between them, such as reports.nightly",
@@ -72,6 +75,8 @@ class IntervalJobSpec(_Model):
     active_deadline_seconds: int | None = Field(default=None, ge=1, le=31_536_000)
     backoff_limit: int = Field(default=3, ge=0, le=1000)
     backoff: Backoff = Backoff()
+    recovery_policy: RecoveryPolicy = "Rerun"
+    recovery_limit: int = Field(default=3, ge=0, le=1000)
 
     @field_validator("payload")
     @classmethod
@@ -95,6 +100,7 @@ class IntervalJob:
     created_at: datetime
     resource_version: str
     run_requested_at: str | None
+    cancel_requested_at: str | None
     deleting: bool
     spec: Mapping[str, Any]
     status: Mapping[str, Any]
@@ -103,6 +109,7 @@ class IntervalJob:
     def from_body(cls, body: Mapping[str, Any]) -> Self:
         """The IntervalJob in this API object, whatever its spec says."""
         metadata = body["metadata"]
+        annotations = metadata.get("annotations") or {}
         return cls(
             uid=UUID(metadata["uid"]),
             namespace=metadata["namespace"],
@@ -110,7 +117,8 @@ class IntervalJob:
             generation=metadata["generation"],
             created_at=datetime.fromisoformat(metadata["creationTimestamp"]),
             resource_version=metadata["resourceVersion"],
-            run_requested_at=(metadata.get("annotations") or {}).get(RUN_REQUESTED_AT),
+            run_requested_at=annotations.get(RUN_REQUESTED_AT),
+            cancel_requested_at=annotations.get(CANCEL_REQUESTED_AT),
             deleting="deletionTimestamp" in metadata,
             spec=_mapping(body.get("spec")),
             status=_mapping(body.get("status")),
@@ -139,6 +147,8 @@ class Definition:
     backoff_limit: int
     backoff_initial_seconds: int
     backoff_max_seconds: int
+    recovery_policy: RecoveryPolicy
+    recovery_limit: int
 
 
 def definition(resource: IntervalJob) -> Definition:
@@ -170,6 +180,8 @@ def definition(resource: IntervalJob) -> Definition:
         backoff_limit=spec.backoff_limit,
         backoff_initial_seconds=spec.backoff.initial_seconds,
         backoff_max_seconds=spec.backoff.max_seconds,
+        recovery_policy=spec.recovery_policy,
+        recovery_limit=spec.recovery_limit,
     )
 
 

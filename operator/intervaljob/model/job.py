@@ -18,9 +18,10 @@ class Change:
     """A row to write, and what follows from it; `event` is (type, reason, message) for `kubectl describe`."""
 
     row: dict[str, Any]
-    run_now: bool
-    became_forbid: bool
-    event: tuple[str, str, str] | None
+    run_now: bool = False
+    cancel_now: bool = False
+    became_forbid: bool = False
+    event: tuple[str, str, str] | None = None
 
 
 def schedule_of(row: Mapping[str, Any]) -> Schedule:
@@ -53,14 +54,15 @@ def reconcile(
         "runnable_since": _runnable_since(wanted, known, now=now),
         "next_run_at": _next_run_at(resource, wanted, known, now=now),
         "run_requested_at": resource.run_requested_at,
+        "cancel_requested_at": resource.cancel_requested_at,
         "problem_reason": None,
         "problem_message": None,
         "ready_changed_at": now if known is None or known["problem_reason"] else known["ready_changed_at"],
     }
     return Change(
         row=row,
-        run_now=resource.run_requested_at is not None
-        and (known is None or known["run_requested_at"] != resource.run_requested_at),
+        run_now=_is_new(resource.run_requested_at, known["run_requested_at"] if known else None),
+        cancel_now=known is not None and _is_new(resource.cancel_requested_at, known["cancel_requested_at"]),
         became_forbid=known is not None
         and wanted.concurrency_policy == "Forbid"
         and known["concurrency_policy"] != "Forbid",
@@ -71,16 +73,28 @@ def reconcile(
 def _seen(resource: IntervalJob, known: Mapping[str, Any]) -> bool:
     if known["generation"] > resource.generation:
         return True
-    same_request = resource.run_requested_at in (None, known["run_requested_at"])
-    return bool(known["generation"] == resource.generation and same_request)
+    return bool(known["generation"] == resource.generation and not asks_anew(resource, known))
+
+
+def asks_anew(resource: IntervalJob, row: Mapping[str, Any]) -> bool:
+    """Whether an annotation asks for something that its row does not know of."""
+    return _is_new(resource.run_requested_at, row["run_requested_at"]) or _is_new(
+        resource.cancel_requested_at, row["cancel_requested_at"]
+    )
+
+
+def _is_new(request: str | None, known: str | None) -> bool:
+    return request is not None and request != known
 
 
 def _noted(
     resource: IntervalJob, problem: ResourceError, known: Mapping[str, Any] | None, *, cluster: str, now: datetime
 ) -> Change | None:
     keeps = {name: value for name, value in known.items() if name != "deleted_at"} if known else _nothing(now)
+    cancels = known is not None and _is_new(resource.cancel_requested_at, known["cancel_requested_at"])
     row = {
         **keeps,
+        "cancel_requested_at": resource.cancel_requested_at if cancels else keeps["cancel_requested_at"],
         **_identity(resource, cluster=cluster),
         "problem_reason": problem.reason,
         "problem_message": problem.message,
@@ -88,8 +102,9 @@ def _noted(
     }
     if known and row == keeps:
         return None
-    event = ("Warning", problem.reason, problem.message)
-    return Change(row=row, run_now=False, became_forbid=False, event=event)
+    is_news = known is None or known["generation"] != resource.generation
+    event = ("Warning", problem.reason, problem.message) if is_news else None
+    return Change(row=row, cancel_now=cancels, event=event)
 
 
 def _identity(resource: IntervalJob, *, cluster: str) -> dict[str, Any]:
@@ -124,6 +139,9 @@ def _nothing(now: datetime) -> dict[str, Any]:
         "runnable_since": None,
         "next_run_at": None,
         "run_requested_at": None,
+        "cancel_requested_at": None,
+        "recovery_policy": "Rerun",
+        "recovery_limit": 0,
         "ready_changed_at": now,
     }
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-#: Recoveries after which a task that keeps ending its workers is given up.
-RECOVERY_LIMIT: Final = 3
-
-#: A worker that drains was not ended by its task, so that does not bring the task nearer to the limit.
+#: A worker that drains was not ended by its task.
 DRAINED: Final = "drained"
+#: The claim's answer was lost, or the lease had no time left when the attempt was to begin: no handler saw it.
+CLAIM_LOST: Final = "claim_lost"
+NOT_STARTED: Final = "not_started"
+
+_NOT_THE_TASK = frozenset({DRAINED, CLAIM_LOST, NOT_STARTED})
+_NEVER_RAN = frozenset({CLAIM_LOST, NOT_STARTED})
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,21 @@ class End:
     error: str
 
 
-def verdict(*, job_deleted: bool, recoveries: int, evidence: str) -> End | None:
-    """None: run it again. Otherwise how it ends."""
-    if job_deleted:
-        return End("cancelled", "the IntervalJob was deleted")
-    if evidence != DRAINED and recoveries >= RECOVERY_LIMIT:
+def verdict(*, cancelled: str | None, policy: str, limit: int, recoveries: int, evidence: str) -> End | None:
+    """None: run it again. Otherwise how it ends.
+
+    `cancelled` says why somebody wants it to end, `policy` and `limit` are the job's `recoveryPolicy` and
+    `recoveryLimit`, `recoveries` counts the earlier losses that may have been the task's own doing.
+    """
+    if cancelled is not None:
+        return End("cancelled", cancelled)
+    if policy == "Fail" and evidence not in _NEVER_RAN:
+        return End("failed", f"RecoveryPolicyFail: its worker was lost ({evidence}), and it must not run twice")
+    if is_counted(evidence) and recoveries >= limit:
         return End("failed", f"RecoveryLimitExceeded: its worker was lost {recoveries + 1} times")
     return None
+
+
+def is_counted(evidence: str) -> bool:
+    """Whether the loss may be the task's own doing, and so brings it nearer to its `recoveryLimit`."""
+    return evidence not in _NOT_THE_TASK

@@ -9,6 +9,10 @@ from typing import Any
 #: Entries of `status.active`; `activeCount` counts on, over the job's newest 50 tasks.
 MAX_ACTIVE = 10
 
+#: Entries of `status.recentTasks`, and the length of a message there.
+MAX_RECENT = 5
+MAX_RECENT_MESSAGE = 256
+
 _ACTIVE = ("running", "recovering", "retrying")
 _RESULTS = {"succeeded": "Succeeded", "failed": "Failed", "cancelled": "Cancelled"}
 
@@ -30,6 +34,7 @@ def build_status(row: Mapping[str, Any]) -> dict[str, Any]:
         "active": [_active(task) for task in active[:MAX_ACTIVE]],
         "activeCount": len(active),
         "lastTask": _last_task(tasks[0]) if tasks else None,
+        "recentTasks": [_recent(task) for task in tasks[:MAX_RECENT]],
         "counts": {name: row[name] for name in ("succeeded", "failed", "cancelled", "recovered", "skipped")},
     }
 
@@ -100,6 +105,19 @@ def _last_task(task: Mapping[str, Any]) -> dict[str, Any]:
         "finishedAt": _time(task["finished_at"]),
         "message": task["error"],
     }
+
+
+def _recent(task: Mapping[str, Any]) -> dict[str, Any]:
+    return _known(
+        taskId=task["id"],
+        status=task["status"],
+        attempt=task["attempt"],
+        recoveries=task["recoveries"],
+        lastEvidence=task["evidence"],
+        startedAt=_time(task["started_at"]),
+        finishedAt=_time(task["finished_at"]),
+        message=task["error"] and task["error"][:MAX_RECENT_MESSAGE],
+    )
 
 
 def _known(**fields: Any) -> dict[str, Any]:

@@ -19,6 +19,9 @@ Json = Any
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_CHECKPOINT_BYTES = 64 * 1024
 
+#: The reason of a refusal by which an occurrence goes unrun because somebody wanted that.
+CANCELLED = "cancelled"
+
 
 class Status(StrEnum):
     """The status of a task."""
@@ -53,6 +56,7 @@ class Attempt:
     payload: str
     recovered: bool
     scheduled_for: datetime
+    created_at: datetime
     failures: int
     checkpoint: Json
     active_deadline_seconds: int | None
@@ -107,12 +111,13 @@ def storable_json(value: Json) -> str:
     return _ESCAPE.sub(lambda escape: "\\ufffd" if escape[1] else escape[0], text)
 
 
-def judge(args: QueueArgs, row: Mapping[str, Any]) -> Refusal | None:
+def judge(args: QueueArgs, row: Mapping[str, Any], *, queued_at: datetime) -> Refusal | None:
     """Whether a claimed queue job may run: None, or why not (DESIGN: the worker verifies before it runs).
 
     `row` is what the database knows: of the job, and of the task that the queue job names or has begun already.
+    `queued_at` is when the queue job was inserted.
     """
-    refused = _judge_job(args, row)
+    refused = _judge_job(args, row, queued_at=queued_at)
     if refused or (row["task_id"] is None and args.task_id is None):
         return refused
     if row["task_id"] is None:
@@ -126,11 +131,14 @@ def judge(args: QueueArgs, row: Mapping[str, Any]) -> Refusal | None:
     return None
 
 
-def _judge_job(args: QueueArgs, row: Mapping[str, Any]) -> Refusal | None:
+def _judge_job(args: QueueArgs, row: Mapping[str, Any], *, queued_at: datetime) -> Refusal | None:
     if row["job_id"] is None:
         return Refusal("job_missing", f"job {args.job_id} does not exist")
     if row["deleted_at"] is not None:
         return Refusal("job_deleted", f"job {args.job_id} was deleted")
+    asked_at = row["task_created_at"] or queued_at
+    if row["cancel_before"] is not None and asked_at < row["cancel_before"]:
+        return Refusal(CANCELLED, f"what job {args.job_id} had asked for was cancelled")
     return None
 
 

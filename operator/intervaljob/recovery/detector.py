@@ -13,6 +13,7 @@ from intervaljob.database.connection import Database
 from intervaljob.errors import DatabaseUnavailable
 from intervaljob.model.scope import Scope
 from intervaljob.recovery.recover import recover_orphans
+from intervaljob.recovery.stranded import settle_stranded
 from intervaljob.telemetry import metrics
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ async def recover_at_start(database: Database, *, scope: Scope, by: str) -> int:
     """Recovery over every running task, before anything else is served."""
     await end_expired(database)
     added = await recover_orphans(database, scope=scope, by=by, every_task=True)
+    added += await settle_stranded(database, scope=scope)
     await database.fetch("end_lost_queue_jobs")
     logger.info(f"Task recovery completed. Added {added} recovery jobs to queue")  # noqa: G004 - the words are a promise
     return added

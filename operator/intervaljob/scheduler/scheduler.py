@@ -9,7 +9,8 @@ from contextlib import suppress
 from datetime import datetime
 
 from intervaljob.database.connection import Database, Row, Session, as_records
-from intervaljob.database.occurrences import Skip, enqueue, record_skips
+from intervaljob.database.ledger import Skip, record_skips
+from intervaljob.database.occurrences import enqueue
 from intervaljob.errors import DatabaseUnavailable
 from intervaljob.model.job import schedule_of
 from intervaljob.model.schedule import Plan, plan
@@ -74,23 +75,22 @@ class Scheduler:
             await _set_aside(session, [(job, p) for job, p in plans if isinstance(p, Exception)])
             planned = [(job, p) for job, p in plans if isinstance(p, Plan)]
             due = [(job, p.run) for job, p in planned if p.run is not None]
-            forbidden = await enqueue(session, due)
-            skips = [*forbidden, *_skips(planned)]
+            queued, unrun = await enqueue(session, due)
+            skips = _skips(planned)
             await record_skips(session, skips)
-            refused = {skip.job_id for skip in forbidden}
             await session.fetch(
                 "advance_jobs",
                 advances=as_records(
                     {
                         "job_id": job["id"],
                         "next_run_at": p.next,
-                        "last_run_at": None if job["id"] in refused else p.run,
+                        "last_run_at": p.run if job["id"] in queued else None,
                     }
                     for job, p in planned
                 ),
             )
-        _measure(due, skips)
-        return len(jobs), len(due) - len(forbidden)
+        _measure(due, [*unrun, *skips], queued=len(queued))
+        return len(jobs), len(queued)
 
     async def _promote(self) -> None:
         full = True
@@ -138,10 +138,9 @@ def _skips(planned: Sequence[tuple[Row, Plan]]) -> list[Skip]:
     ]
 
 
-def _measure(due: Sequence[tuple[Row, datetime]], skips: Sequence[Skip]) -> None:
+def _measure(due: Sequence[tuple[Row, datetime]], skips: Sequence[Skip], *, queued: int) -> None:
     for job, time in due:
         metrics.SCHEDULE_LATENESS.observe((job["now"] - time).total_seconds())
-    forbidden = sum(1 for skip in skips if skip.reason == "ConcurrencyForbidden")
-    metrics.OCCURRENCES.labels("queued", "").inc(len(due) - forbidden)
+    metrics.OCCURRENCES.labels("queued", "").inc(queued)
     for skip in skips:
         metrics.OCCURRENCES.labels("skipped", skip.reason).inc(skip.count)

@@ -41,6 +41,11 @@ RECOVERY_JOBS = Counter(
     "Recovery jobs added, by the evidence that the worker is dead.",
     ["evidence"],
 )
+TASKS_NOT_RECOVERED = Counter(
+    "intervaljob_tasks_not_recovered_total",
+    "Tasks whose worker was lost and that are not run again, by the evidence and how they ended.",
+    ["evidence", "outcome"],
+)
 WORKERS_ENDED = Counter("intervaljob_workers_ended_total", "Workers declared ended, and why.", ["reason"])
 
 # --- operator, resources

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 from uuid import uuid4
 
 from intervaljob.database.connection import Database, Row, Session, as_records
+from intervaljob.database.ledger import Skip, record_skips
 from intervaljob.errors import ArgsError
 from intervaljob.model.args import QueueArgs, error_entry
-from intervaljob.model.task import Attempt, Refusal, judge
+from intervaljob.model.task import CANCELLED, Attempt, Refusal, judge
 from intervaljob.telemetry import metrics
 from intervaljob.worker.incarnation import Incarnation
 
 logger = logging.getLogger(__name__)
+
+#: Seconds until a task of a Replace job is looked at again whose predecessor has not ended yet.
+DEFER_SECONDS = 0.5
 
 
 async def claim(database: Database, *, worker: Incarnation, queue: str, limit: int) -> tuple[list[Attempt], int]:
@@ -24,24 +27,62 @@ async def claim(database: Database, *, worker: Incarnation, queue: str, limit: i
         if not claimed:
             return [], 0
         readable, refusals = _read(claimed)
-        known = await session.fetch(
-            "look_up_claims",
-            claims=as_records(
-                {"queue_job_id": key, "job_id": args.job_id, "task_id": args.task_id} for key, args in readable.items()
-            ),
-        )
-        rows = {row["queue_job_id"]: row for row in known}
+        rows = await _look_up(session, readable)
+        queue_jobs = {row["id"]: row for row in claimed}
         for key, args in readable.items():
-            if refusal := judge(args, rows[key]):
+            if refusal := judge(args, rows[key], queued_at=queue_jobs[key]["created_at"]):
                 refusals[key] = refusal
-        times = {row["id"]: row["scheduled_at"] for row in claimed}
+        deferred = _deferred({key: row for key, row in rows.items() if key not in refusals})
+        if deferred:
+            await session.fetch("defer_queue_jobs", queue_jobs=deferred, seconds=DEFER_SECONDS)
         attempts = [
-            _attempt(args, rows[key], key=key, time=times[key]) for key, args in readable.items() if key not in refusals
+            _attempt(args, rows[key], queue_job=queue_jobs[key])
+            for key, args in readable.items()
+            if key not in refusals and key not in deferred
         ]
         attempts = await _start(session, attempts, worker=worker, refusals=refusals)
         await _refuse(session, claimed, refusals)
+        await record_skips(session, _unrun(refusals, readable, rows, queue_jobs))
     _report(attempts, refusals, readable, queue=queue, worker=worker)
     return attempts, len(claimed)
+
+
+async def _look_up(session: Session, readable: Mapping[int, QueueArgs]) -> dict[int, Row]:
+    """What the database knows of each claim; of Replace jobs under their lock, so that one task of theirs begins."""
+    claims = as_records(
+        {"queue_job_id": key, "job_id": args.job_id, "task_id": args.task_id} for key, args in readable.items()
+    )
+    known = await session.fetch("look_up_claims", claims=claims)
+    replacing = {row["job_id"] for row in known if row["concurrency_policy"] == "Replace"}
+    if replacing:
+        await session.fetch("lock_replacing_jobs", jobs=list(replacing))
+        known = await session.fetch("look_up_claims", claims=claims)
+    return {row["queue_job_id"]: row for row in known}
+
+
+def _deferred(rows: Mapping[int, Row]) -> list[int]:
+    """Queue jobs of Replace jobs that are to wait until another task of theirs has ended, or has begun here."""
+    deferred, begins = [], set()
+    for key, row in rows.items():
+        if row["predecessor_runs"] or row["job_id"] in begins:
+            deferred.append(key)
+        elif row["concurrency_policy"] == "Replace":
+            begins.add(row["job_id"])
+    return deferred
+
+
+def _unrun(
+    refusals: Mapping[int, Refusal],
+    readable: Mapping[int, QueueArgs],
+    rows: Mapping[int, Row],
+    queue_jobs: Mapping[int, Row],
+) -> list[Skip]:
+    """Occurrences that were cancelled while they waited, for the ledger."""
+    return [
+        Skip(readable[key].job_id, "Cancelled", queue_jobs[key]["due"], queue_jobs[key]["due"])
+        for key, refusal in refusals.items()
+        if refusal.reason == CANCELLED and rows[key]["task_id"] is None
+    ]
 
 
 def _read(claimed: Sequence[Row]) -> tuple[dict[int, QueueArgs], dict[int, Refusal]]:
@@ -54,7 +95,7 @@ def _read(claimed: Sequence[Row]) -> tuple[dict[int, QueueArgs], dict[int, Refus
     return readable, refusals
 
 
-def _attempt(args: QueueArgs, row: Mapping[str, Any], *, key: int, time: Any) -> Attempt:
+def _attempt(args: QueueArgs, row: Row, *, queue_job: Row) -> Attempt:
     """The attempt; a new task has none in `row`, and gets its id here. The number of a known one is what it was."""
     new = row["task_id"] is None
     return Attempt(
@@ -62,12 +103,13 @@ def _attempt(args: QueueArgs, row: Mapping[str, Any], *, key: int, time: Any) ->
         job_id=args.job_id,
         user_id=args.user_id,
         workspace_id=args.workspace_id,
-        queue_job_id=key,
+        queue_job_id=queue_job["id"],
         number=0 if new else row["attempt"],
         handler=row["handler"],
         payload=args.payload if new else row["task_payload"],
         recovered=args.task_id is not None,
-        scheduled_for=(None if new else row["scheduled_for"]) or time,
+        scheduled_for=(None if new else row["scheduled_for"]) or queue_job["due"],
+        created_at=queue_job["created_at"] if new else row["task_created_at"],
         failures=0 if new else row["failures"],
         checkpoint=None if new else row["checkpoint"],
         active_deadline_seconds=row["active_deadline_seconds"],

@@ -46,7 +46,10 @@ class Finisher:
     async def _write(self, batch: list[tuple[Attempt, Finish]]) -> bool:
         try:
             rows = await self._database.fetch(
-                "finish_tasks", worker=self._worker.id, finishes=as_records(vars(finish) for _, finish in batch)
+                "finish_tasks",
+                worker=self._worker.id,
+                worker_name=self._worker.name,
+                finishes=as_records(vars(finish) for _, finish in batch),
             )
         except DatabaseUnavailable as error:
             logger.warning("Ends of attempts wait", extra={"count": len(batch), "error": error})

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from intervaljob.database.connection import Database
 from intervaljob.errors import DatabaseUnavailable, IntervalJobError
-from intervaljob.model.policy import DRAINED
+from intervaljob.model.policy import CLAIM_LOST, DRAINED, NOT_STARTED
 from intervaljob.model.task import Attempt, Outcome, Result, conclude
 from intervaljob.recovery.recover import Lost, give_back
 from intervaljob.settings import WorkerSettings
@@ -29,6 +29,9 @@ from intervaljob.worker.pool import Executor, ExecutorDied, Pool
 
 logger = logging.getLogger(__name__)
 
+#: Evidence of a loss: the process of the attempt ended, by itself or by a signal, while its worker lived on.
+EXECUTOR_EXITED = "executor_exited"
+
 
 @dataclass
 class Running:
@@ -38,6 +41,7 @@ class Running:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     stop: asyncio.Future[Outcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     abandoned: bool = False
+    handed_over: bool = False
 
     def cancel(self) -> None:
         """Somebody asked for it."""
@@ -123,7 +127,7 @@ class Manager:
         await self._finisher.flushed()
         rows = await self._database.fetch("unknown_tasks", worker=self._worker.id, known=known)
         if rows:
-            await self._give_back([Lost(row["id"], row["attempt"], "claim_lost") for row in rows])
+            await self._give_back([Lost(row["id"], row["attempt"], CLAIM_LOST) for row in rows])
 
     def _free(self) -> int:
         return self._settings.concurrency - len(self._running)
@@ -150,7 +154,8 @@ class Manager:
         except ExecutorDied as error:
             if not running.abandoned:
                 logger.warning("Executor died", extra={**self._fields(attempt), "error": error})
-                await self._give_back([Lost(attempt.task_id, attempt.number, "executor_exited")])
+                evidence = EXECUTOR_EXITED if running.handed_over else NOT_STARTED
+                await self._give_back([Lost(attempt.task_id, attempt.number, evidence, str(error))])
         finally:
             self._running.pop(attempt.task_id, None)
             metrics.TASKS_RUNNING.set(len(self._running))
@@ -164,6 +169,8 @@ class Manager:
         executor = await self._pool.take(deadline=self._worker.deadline)
         if running.abandoned or not self._worker.alive():
             await self._pool.kill(executor)
+        else:
+            running.handed_over = True
         done = asyncio.create_task(executor.run(running.attempt, checkpoint=self._checkpoint), name="attempt")
         try:
             await asyncio.wait(
@@ -289,7 +296,7 @@ class Manager:
             running.abandon()
         await self._pool.kill_all()
         if left:
-            await self._give_back([Lost(one.attempt.task_id, one.attempt.number, DRAINED) for one in left])
+            await self._give_back([_handed_back(one) for one in left])
         await self._finisher.flushed()
         await self._worker.end(DRAINED)
         logger.info("Drained", extra={"worker": self._worker.name, "handed_back": len(left)})
@@ -311,6 +318,11 @@ class Manager:
             "attempt": attempt.number,
             "worker": self._worker.name,
         }
+
+
+def _handed_back(running: Running) -> Lost:
+    evidence = DRAINED if running.handed_over else NOT_STARTED
+    return Lost(running.attempt.task_id, running.attempt.number, evidence)
 
 
 def reason(group: BaseExceptionGroup) -> BaseException:

@@ -240,4 +240,4 @@ def _key(attempt: Attempt) -> str:
 
 def _plain(attempt: Attempt) -> wire.Message:
     plain = {name: str(value) if isinstance(value, UUID) else value for name, value in asdict(attempt).items()}
-    return plain | {"scheduled_for": attempt.scheduled_for.isoformat()}
+    return plain | {"scheduled_for": attempt.scheduled_for.isoformat(), "created_at": attempt.created_at.isoformat()}

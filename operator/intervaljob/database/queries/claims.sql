@@ -1,5 +1,5 @@
 -- name: claim_queue_jobs
--- River §2.4. A worker that was declared dead claims nothing; a paused queue gives nothing.
+-- River §2.4. A worker that was declared dead, or is to end, claims nothing; a paused queue gives nothing.
 WITH picked AS (
     SELECT id
     FROM {schema}.river_job
@@ -7,7 +7,9 @@ WITH picked AS (
         AND queue = %(queue)s
         AND scheduled_at <= now()
         AND kind = 'interval_job'
-        AND EXISTS (SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL)
+        AND EXISTS (
+            SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL AND condemned_reason IS NULL
+        )
         AND NOT EXISTS (SELECT FROM {schema}.river_queue WHERE name = %(queue)s AND paused_at IS NOT NULL)
     ORDER BY priority, scheduled_at, id
     LIMIT %(limit)s
@@ -21,15 +23,24 @@ SET state = 'running',
         greatest(1, coalesce(array_length(attempted_by, 1), 0) - 98):
     ]
 WHERE id = ANY(ARRAY(SELECT id FROM picked))
-RETURNING id, args, attempt, scheduled_at, now() AS now;
+RETURNING id, args, attempt, created_at, coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
+    now() AS now;
 
 -- name: look_up_claims
--- A recovery job names its task; a retried queue job is found by itself.
+-- A recovery job names its task; a retried queue job is found by itself. Of a Replace job's tasks the newest is the one
+-- that runs, since none begins before it has ended, so a look at the newest fifty sees it.
 SELECT claim.queue_job_id,
-    job.id AS job_id, job.deleted_at, job.handler, job.name, job.namespace, job.active_deadline_seconds,
+    job.id AS job_id, job.deleted_at, job.cancel_before, job.concurrency_policy, job.handler, job.name, job.namespace, job.active_deadline_seconds,
     job.backoff_limit, job.backoff_initial_seconds, job.backoff_max_seconds,
     task.id AS task_id, task.job_id AS task_job_id, task.status, task.attempt, task.recoveries, task.failures,
-    task.checkpoint, task.payload AS task_payload, task.scheduled_for
+    task.checkpoint, task.payload AS task_payload, task.scheduled_for, task.created_at AS task_created_at,
+    job.concurrency_policy = 'Replace' AND EXISTS (
+        SELECT
+        FROM (
+            SELECT id, status FROM {schema}.tasks WHERE job_id = job.id ORDER BY created_at DESC LIMIT 50
+        ) AS other
+        WHERE other.status = 'running' AND other.id IS DISTINCT FROM task.id
+    ) AS predecessor_runs
 FROM jsonb_to_recordset(%(claims)s::jsonb) AS claim(queue_job_id bigint, job_id uuid, task_id uuid)
 LEFT JOIN LATERAL (SELECT * FROM {schema}.jobs WHERE id = claim.job_id LIMIT 1) AS job ON true
 LEFT JOIN LATERAL (
@@ -38,15 +49,27 @@ LEFT JOIN LATERAL (
     SELECT * FROM {schema}.tasks WHERE queue_job_id = claim.queue_job_id AND claim.task_id IS NULL
 ) AS task ON true;
 
+-- name: lock_replacing_jobs
+-- Two queue jobs of one Replace job are looked at one after the other.
+SELECT id FROM {schema}.jobs WHERE id = ANY(%(jobs)s::uuid[]) ORDER BY id FOR NO KEY UPDATE;
+
+-- name: defer_queue_jobs
+-- As River's snooze: it is no attempt. The occurrence keeps its time.
+UPDATE {schema}.river_job
+SET state = 'available', attempt = attempt - 1, scheduled_at = now() + make_interval(secs => %(seconds)s),
+    metadata = jsonb_build_object('intervaljob:due', scheduled_at) || metadata
+WHERE id = ANY(%(queue_jobs)s::bigint[]) AND state = 'running';
+
 -- name: start_tasks
+-- A task is as old as the queue job that asked for it: a wish to cancel what was there before is judged by that.
 WITH started AS (
     INSERT INTO {schema}.tasks (
         id, job_id, queue_job_id, payload, status, attempt, worker_id, scheduled_for, started_at, created_at
     )
     SELECT task_id, job_id, queue_job_id, payload, 'running', 1, %(worker)s, scheduled_for,
-        clock_timestamp(), clock_timestamp()
+        clock_timestamp(), created_at
     FROM jsonb_to_recordset(%(tasks)s::jsonb) AS new(
-        task_id uuid, job_id uuid, queue_job_id bigint, payload text, scheduled_for timestamptz
+        task_id uuid, job_id uuid, queue_job_id bigint, payload text, scheduled_for timestamptz, created_at timestamptz
     )
     ON CONFLICT DO NOTHING
     RETURNING id, job_id, queue_job_id, attempt

@@ -1,6 +1,7 @@
 -- name: finish_tasks
 -- The fence: only the attempt that is running now, held by a worker that is alive, can end a task.
 -- Who asked to cancel a task that would be tried again gets it cancelled (River §2.5).
+-- An attempt that is followed by another goes into the task's story.
 WITH input AS (
     SELECT *
     FROM jsonb_to_recordset(%(finishes)s::jsonb) AS finish(
@@ -12,15 +13,28 @@ WITH input AS (
         output = input.output,
         error = input.error,
         failures = task.failures + CASE WHEN outcome.status IN ('failed', 'retrying') THEN 1 ELSE 0 END,
-        finished_at = CASE WHEN outcome.status <> 'retrying' THEN clock_timestamp() END
+        finished_at = CASE WHEN outcome.status <> 'retrying' THEN clock_timestamp() END,
+        earlier_attempts = CASE
+            WHEN outcome.status = 'retrying' THEN {schema}.with_attempt(task.earlier_attempts, jsonb_build_object(
+                'attempt', task.attempt, 'worker', %(worker_name)s::text, 'startedAt', task.started_at,
+                'endedAt', clock_timestamp(), 'outcome', 'failed', 'error', left(input.error, 300)
+            ))
+            ELSE task.earlier_attempts
+        END
     FROM input
     CROSS JOIN LATERAL (
         SELECT CASE
             WHEN input.status = 'retrying' AND EXISTS (
                 SELECT
                 FROM {schema}.tasks AS held
-                JOIN {schema}.river_job AS queue_job ON queue_job.id = held.queue_job_id
-                WHERE held.id = input.task_id AND queue_job.metadata ? 'cancel_attempted_at'
+                LEFT JOIN {schema}.river_job AS queue_job ON queue_job.id = held.queue_job_id
+                LEFT JOIN {schema}.jobs AS job ON job.id = held.job_id
+                WHERE held.id = input.task_id
+                    AND (
+                        queue_job.metadata ? 'cancel_attempted_at'
+                        OR held.created_at < job.cancel_before
+                        OR job.deleted_at IS NOT NULL
+                    )
             ) THEN 'cancelled'
             ELSE input.status
         END AS status

@@ -1,8 +1,8 @@
 -- name: lock_jobs
 SELECT id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
     interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
-    backoff_initial_seconds, backoff_max_seconds, suspended, runnable_since, next_run_at, run_requested_at,
-    problem_reason, problem_message, ready_changed_at, deleted_at
+    backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended, runnable_since,
+    next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message, ready_changed_at, deleted_at
 FROM {schema}.jobs
 WHERE id = ANY(%(jobs)s::uuid[])
 ORDER BY id
@@ -16,20 +16,21 @@ SELECT now() AS now;
 INSERT INTO {schema}.jobs AS job (
     id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
     interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
-    backoff_initial_seconds, backoff_max_seconds, suspended, runnable_since, next_run_at, run_requested_at,
-    problem_reason, problem_message, ready_changed_at
+    backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended, runnable_since,
+    next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message, ready_changed_at
 )
 SELECT id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
     interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
-    backoff_initial_seconds, backoff_max_seconds, suspended, runnable_since, next_run_at, run_requested_at,
-    problem_reason, problem_message, ready_changed_at
+    backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended, runnable_since,
+    next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message, ready_changed_at
 FROM jsonb_to_recordset(%(jobs)s::jsonb) AS new(
     id uuid, cluster_id text, namespace text, name text, generation bigint, user_id uuid, workspace_id uuid,
     payload text, handler text, queue text, priority smallint, interval_seconds integer, schedule text,
     time_zone text, anchor timestamptz, concurrency_policy text, active_deadline_seconds integer,
-    backoff_limit integer, backoff_initial_seconds integer, backoff_max_seconds integer, suspended boolean,
-    runnable_since timestamptz, next_run_at timestamptz, run_requested_at text, problem_reason text,
-    problem_message text, ready_changed_at timestamptz
+    backoff_limit integer, backoff_initial_seconds integer, backoff_max_seconds integer, recovery_policy text,
+    recovery_limit integer, suspended boolean, runnable_since timestamptz, next_run_at timestamptz,
+    run_requested_at text, cancel_requested_at text, problem_reason text, problem_message text,
+    ready_changed_at timestamptz
 )
 ORDER BY id
 ON CONFLICT (id) DO UPDATE
@@ -52,10 +53,13 @@ SET cluster_id = excluded.cluster_id,
     backoff_limit = excluded.backoff_limit,
     backoff_initial_seconds = excluded.backoff_initial_seconds,
     backoff_max_seconds = excluded.backoff_max_seconds,
+    recovery_policy = excluded.recovery_policy,
+    recovery_limit = excluded.recovery_limit,
     suspended = excluded.suspended,
     runnable_since = excluded.runnable_since,
     next_run_at = excluded.next_run_at,
     run_requested_at = excluded.run_requested_at,
+    cancel_requested_at = excluded.cancel_requested_at,
     problem_reason = excluded.problem_reason,
     problem_message = excluded.problem_message,
     ready_changed_at = excluded.ready_changed_at,
@@ -76,7 +80,7 @@ ON CONFLICT DO NOTHING;
 
 -- name: known_jobs
 -- Keyset pages over every row that stands for a resource of this cluster.
-SELECT id, namespace, name, generation, run_requested_at
+SELECT id, namespace, name, generation, run_requested_at, cancel_requested_at
 FROM {schema}.jobs
 WHERE cluster_id = %(cluster)s
     AND deleted_at IS NULL
@@ -91,41 +95,57 @@ SET deleted_at = now(), next_run_at = NULL
 WHERE id = ANY(%(jobs)s::uuid[]) AND cluster_id = %(cluster)s AND deleted_at IS NULL
 RETURNING id;
 
+-- name: request_cancel
+-- What is older than this is to be cancelled, by whoever comes upon it: claims, ends, recoveries and renewals all look.
+UPDATE {schema}.jobs SET cancel_before = clock_timestamp() WHERE id = ANY(%(jobs)s::uuid[]);
+
 -- name: cancel_waiting_tasks
+-- Tasks before queue jobs, as everybody locks them who ends both.
 WITH ended AS (
     UPDATE {schema}.tasks
-    SET status = 'cancelled', finished_at = now(), error = 'the IntervalJob was deleted'
+    SET status = 'cancelled', finished_at = now(), error = %(reason)s
     WHERE job_id = ANY(%(jobs)s::uuid[]) AND status IN ('recovering', 'retrying')
     RETURNING id, job_id, error
 )
 INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
 SELECT job_id, id, 'cancelled', error FROM ended;
 
--- name: cancel_queue_jobs
--- What waits is cancelled; the worker of what runs is asked to cancel it, as River's JobCancel does (River §2.8).
-WITH cancelled AS (
+-- name: cancel_waiting_queue_jobs
+-- One that is locked is being claimed, and whoever claims it sees that it is cancelled. Returned are the occurrences
+-- that never became a task.
+UPDATE {schema}.river_job AS queue_job
+SET state = 'cancelled', finalized_at = now(),
+    metadata = queue_job.metadata || jsonb_build_object('cancel_attempted_at', now()),
+    errors = array_append(queue_job.errors, jsonb_build_object(
+        'at', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), 'attempt', queue_job.attempt,
+        'error', 'JobCancelError: ' || %(reason)s, 'trace', ''
+    ))
+WHERE id = ANY(ARRAY(
+    SELECT waiting.id
+    FROM unnest(%(jobs)s::uuid[]) AS job_id
+    JOIN {schema}.river_job AS waiting ON waiting.args @> jsonb_build_object('job_id', job_id::text)
+    WHERE waiting.kind = 'interval_job' AND waiting.state IN ('available', 'scheduled', 'retryable', 'pending')
+    FOR UPDATE OF waiting SKIP LOCKED
+))
+RETURNING (args ->> 'job_id')::uuid AS job_id,
+    coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
+    args ? 'task_id' OR EXISTS (SELECT FROM {schema}.tasks WHERE queue_job_id = queue_job.id) AS has_task;
+
+-- name: cancel_running_queue_jobs
+-- The worker of what runs is asked to cancel it, as River's JobCancel does (River §2.8).
+WITH asked AS (
     UPDATE {schema}.river_job AS queue_job
-    SET state = CASE WHEN queue_job.state = 'running' THEN queue_job.state ELSE 'cancelled' END,
-        finalized_at = CASE WHEN queue_job.state = 'running' THEN NULL ELSE now() END,
-        metadata = queue_job.metadata || jsonb_build_object('cancel_attempted_at', now()),
-        errors = CASE
-            WHEN queue_job.state = 'running' THEN queue_job.errors
-            ELSE array_append(queue_job.errors, jsonb_build_object(
-                'at', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                'attempt', queue_job.attempt, 'error', 'JobCancelError: the IntervalJob was deleted', 'trace', ''
-            ))
-        END
+    SET metadata = queue_job.metadata || jsonb_build_object('cancel_attempted_at', now())
     FROM unnest(%(jobs)s::uuid[]) AS job_id
     WHERE queue_job.args @> jsonb_build_object('job_id', job_id::text)
         AND queue_job.kind = 'interval_job'
-        AND queue_job.state NOT IN ('cancelled', 'completed', 'discarded')
-    RETURNING queue_job.id, queue_job.queue, queue_job.state
+        AND queue_job.state = 'running'
+    RETURNING queue_job.id, queue_job.queue
 )
 SELECT count(pg_notify(
     '{schema}.river_control', json_build_object('action', 'cancel', 'job_id', id, 'queue', queue)::text
 )) AS asked
-FROM cancelled
-WHERE state = 'running';
+FROM asked;
 
 -- name: forget_forbid_holds
 DELETE FROM {schema}.forbid_holds AS hold

@@ -29,31 +29,43 @@ ORDER BY task.id
 LIMIT %(limit)s
 FOR UPDATE OF task SKIP LOCKED;
 
--- name: read_orphans
--- Which of the locked tasks are orphans still. A task that moved on before its lock is joined with its old worker above.
-SELECT task.id AS task_id, task.job_id, task.queue_job_id, task.attempt, task.recoveries, task.payload,
-    coalesce(worker.end_reason, 'unknown_worker') AS evidence, coalesce(worker.name, '') AS worker,
-    job.id IS NULL OR job.deleted_at IS NOT NULL AS job_deleted,
-    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy
-FROM {schema}.tasks AS task
-LEFT JOIN {schema}.jobs AS job ON job.id = task.job_id
-LEFT JOIN {schema}.workers AS worker ON worker.id = task.worker_id
-WHERE task.id = ANY(%(tasks)s::uuid[])
-    AND task.status = 'running'
-    AND (worker.id IS NULL OR worker.ended_at IS NOT NULL);
-
 -- name: lock_own_tasks
 -- What a living worker gives back itself: attempts whose process has died, or that it had no time left for.
-SELECT task.id AS task_id, task.job_id, task.queue_job_id, task.attempt, task.recoveries, task.payload,
-    lost.evidence, %(name)s AS worker,
-    job.id IS NULL OR job.deleted_at IS NOT NULL AS job_deleted,
-    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy
-FROM jsonb_to_recordset(%(tasks)s::jsonb) AS lost(task_id uuid, attempt integer, evidence text)
+SELECT task.id, lost.evidence, lost.detail
+FROM jsonb_to_recordset(%(lost)s::jsonb) AS lost(task_id uuid, attempt integer, evidence text, detail text)
 JOIN {schema}.tasks AS task ON task.id = lost.task_id AND task.attempt = lost.attempt
-LEFT JOIN {schema}.jobs AS job ON job.id = task.job_id
 WHERE task.status = 'running' AND task.worker_id = %(worker)s
 ORDER BY task.id
 FOR UPDATE OF task;
+
+-- name: lock_queue_jobs_of_tasks
+-- Before anybody reads whether they are to be cancelled: a wish that comes later finds them ended.
+SELECT id
+FROM {schema}.river_job
+WHERE id IN (SELECT queue_job_id FROM {schema}.tasks WHERE id = ANY(%(tasks)s::uuid[]))
+ORDER BY id
+FOR UPDATE;
+
+-- name: read_orphans
+-- Which of the locked tasks are orphans still: one that moved on before its lock was joined with its old worker above.
+-- Where a living worker gave the task back, the evidence is the worker's own.
+SELECT task.id AS task_id, task.job_id, task.queue_job_id, task.attempt, task.recoveries, task.payload,
+    coalesce(lost.evidence, worker.end_reason, 'unknown_worker') AS evidence, lost.detail,
+    coalesce(worker.name, '') AS worker,
+    CASE
+        WHEN job.id IS NULL OR job.deleted_at IS NOT NULL THEN 'the IntervalJob was deleted'
+        WHEN task.created_at < job.cancel_before OR queue_job.metadata ? 'cancel_attempted_at'
+            THEN 'it was cancelled'
+    END AS cancelled,
+    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy,
+    job.recovery_policy, job.recovery_limit
+FROM jsonb_to_recordset(%(lost)s::jsonb) AS lost(id uuid, evidence text, detail text)
+JOIN {schema}.tasks AS task ON task.id = lost.id
+LEFT JOIN {schema}.river_job AS queue_job ON queue_job.id = task.queue_job_id
+LEFT JOIN {schema}.jobs AS job ON job.id = task.job_id
+LEFT JOIN {schema}.workers AS worker ON worker.id = task.worker_id
+WHERE task.status = 'running'
+    AND (lost.evidence IS NOT NULL OR worker.id IS NULL OR worker.ended_at IS NOT NULL);
 
 -- name: end_orphaned_queue_jobs
 UPDATE {schema}.river_job AS queue_job
@@ -62,17 +74,16 @@ FROM jsonb_to_recordset(%(orphans)s::jsonb) AS orphan(queue_job_id bigint, entry
 WHERE queue_job.id = orphan.queue_job_id AND queue_job.state NOT IN ('cancelled', 'completed', 'discarded');
 
 -- name: end_lost_queue_jobs
--- Running queue jobs of dead workers that no running task belongs to: the task was deleted, or has gone on without it.
+-- Running queue jobs of our workers that no running task belongs to: the task was deleted, or has gone on without it.
+-- A claim commits both at once, so that there is no moment at which a sound queue job looks like this.
 UPDATE {schema}.river_job AS queue_job
 SET state = 'cancelled', finalized_at = now(), errors = array_append(queue_job.errors, jsonb_build_object(
     'at', to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), 'attempt', queue_job.attempt,
-    'error', 'the worker is gone, and no running task belongs to this queue job', 'trace', ''
+    'error', 'no running task belongs to this queue job: it was deleted, or has gone on without it', 'trace', ''
 ))
-FROM {schema}.workers AS worker
 WHERE queue_job.state = 'running'
     AND queue_job.kind = 'interval_job'
-    AND worker.id::text = queue_job.attempted_by[array_length(queue_job.attempted_by, 1)]
-    AND worker.ended_at IS NOT NULL
+    AND queue_job.attempted_by[array_length(queue_job.attempted_by, 1)] ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
     AND NOT EXISTS (
         SELECT FROM {schema}.tasks WHERE queue_job_id = queue_job.id AND status = 'running'
     );
@@ -96,9 +107,13 @@ RETURNING id AS queue_job_id, (args ->> 'task_id')::uuid AS task_id;
 WITH marked AS (
     UPDATE {schema}.tasks AS task
     SET status = 'recovering', recoveries = task.recoveries + recovery.counted::integer,
-        queue_job_id = recovery.queue_job_id
+        queue_job_id = recovery.queue_job_id,
+        earlier_attempts = {schema}.with_attempt(task.earlier_attempts, jsonb_build_object(
+            'attempt', task.attempt, 'worker', recovery.worker, 'startedAt', task.started_at, 'endedAt', now(),
+            'outcome', 'lost', 'evidence', recovery.evidence, 'error', recovery.detail, 'recovered', true
+        ))
     FROM jsonb_to_recordset(%(recoveries)s::jsonb) AS recovery(
-        task_id uuid, queue_job_id bigint, evidence text, counted boolean, forbid boolean
+        task_id uuid, queue_job_id bigint, worker text, evidence text, detail text, counted boolean, forbid boolean
     )
     WHERE task.id = recovery.task_id AND task.status = 'running'
     RETURNING task.id, task.job_id, task.queue_job_id, recovery.evidence, recovery.forbid
@@ -114,13 +129,64 @@ SELECT id FROM marked;
 -- name: end_orphans
 WITH ended AS (
     UPDATE {schema}.tasks AS task
-    SET status = orphan.status, error = orphan.error, finished_at = now()
-    FROM jsonb_to_recordset(%(orphans)s::jsonb) AS orphan(task_id uuid, status text, error text)
+    SET status = orphan.status, error = orphan.error, finished_at = now(),
+        earlier_attempts = {schema}.with_attempt(task.earlier_attempts, jsonb_build_object(
+            'attempt', task.attempt, 'worker', orphan.worker, 'startedAt', task.started_at, 'endedAt', now(),
+            'outcome', 'lost', 'evidence', orphan.evidence, 'error', orphan.detail, 'recovered', false
+        ))
+    FROM jsonb_to_recordset(%(orphans)s::jsonb) AS orphan(
+        task_id uuid, status text, error text, worker text, evidence text, detail text
+    )
     WHERE task.id = orphan.task_id AND task.status = 'running'
     RETURNING task.id, task.job_id, task.status, task.error
 )
 INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
 SELECT job_id, id, status, error FROM ended;
+
+-- name: lock_stranded_tasks
+-- Tasks that wait for a queue job which somebody deleted or ended: nothing of ours leaves such a task.
+SELECT task.id
+FROM {schema}.tasks AS task
+JOIN {schema}.jobs AS job ON job.id = task.job_id
+LEFT JOIN {schema}.river_job AS queue_job ON queue_job.id = task.queue_job_id
+WHERE task.status IN ('recovering', 'retrying')
+    AND (queue_job.id IS NULL OR queue_job.state IN ('cancelled', 'completed', 'discarded'))
+    AND (job.cluster_id IS NULL OR job.cluster_id = %(cluster)s)
+    AND (job.cluster_id IS NULL OR %(namespaces)s::text[] = '{}' OR job.namespace = ANY(%(namespaces)s::text[]))
+ORDER BY task.id
+LIMIT %(limit)s
+FOR UPDATE OF task SKIP LOCKED;
+
+-- name: read_stranded_tasks
+SELECT task.id AS task_id, task.job_id, task.payload, task.attempt, queue_job.state,
+    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy
+FROM {schema}.tasks AS task
+JOIN {schema}.jobs AS job ON job.id = task.job_id
+LEFT JOIN {schema}.river_job AS queue_job ON queue_job.id = task.queue_job_id
+WHERE task.id = ANY(%(tasks)s::uuid[])
+    AND task.status IN ('recovering', 'retrying')
+    AND (queue_job.id IS NULL OR queue_job.state IN ('cancelled', 'completed', 'discarded'));
+
+-- name: queue_stranded_tasks
+WITH queued AS (
+    UPDATE {schema}.tasks AS task
+    SET status = 'recovering', queue_job_id = recovery.queue_job_id
+    FROM jsonb_to_recordset(%(recoveries)s::jsonb) AS recovery(task_id uuid, queue_job_id bigint, forbid boolean)
+    WHERE task.id = recovery.task_id AND task.status IN ('recovering', 'retrying')
+    RETURNING task.job_id, task.queue_job_id, recovery.forbid
+)
+INSERT INTO {schema}.forbid_holds (job_id, queue_job_id)
+SELECT job_id, queue_job_id FROM queued WHERE forbid;
+
+-- name: cancel_stranded_tasks
+WITH ended AS (
+    UPDATE {schema}.tasks
+    SET status = 'cancelled', error = %(error)s, finished_at = now()
+    WHERE id = ANY(%(tasks)s::uuid[]) AND status IN ('recovering', 'retrying')
+    RETURNING id, job_id, error
+)
+INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
+SELECT job_id, id, 'cancelled', error FROM ended;
 
 -- name: notify_queues
 SELECT pg_notify('{schema}.river_insert', json_build_object('queue', queue)::text)

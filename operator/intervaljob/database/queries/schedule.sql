@@ -14,9 +14,9 @@ FOR UPDATE SKIP LOCKED;
 -- name: insert_occurrences
 -- Under Forbid the unique key refuses a second unfinished queue job, and a hold stands for those without the key.
 INSERT INTO {schema}.river_job (
-    kind, args, queue, priority, max_attempts, scheduled_at, unique_key, unique_states
+    kind, args, queue, priority, max_attempts, created_at, scheduled_at, unique_key, unique_states
 )
-SELECT 'interval_job', args, queue, priority, max_attempts, scheduled_for,
+SELECT 'interval_job', args, queue, priority, max_attempts, clock_timestamp(), scheduled_for,
     decode(unique_key, 'hex'), CASE WHEN unique_key IS NOT NULL THEN %(active_states)s::bit(8) END
 FROM jsonb_to_recordset(%(occurrences)s::jsonb) AS occurrence(
     job_id uuid, args jsonb, queue text, priority smallint, max_attempts smallint, scheduled_for timestamptz,

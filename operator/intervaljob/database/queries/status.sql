@@ -84,7 +84,8 @@ CROSS JOIN LATERAL (
     SELECT coalesce(jsonb_agg(to_jsonb(task) ORDER BY task.created_at DESC), '[]') AS tasks
     FROM (
         SELECT task.id, task.status, task.attempt, task.recoveries, task.scheduled_for, task.started_at,
-            task.finished_at, task.created_at, left(task.error, 1024) AS error, worker.name AS worker
+            task.finished_at, task.created_at, left(task.error, 1024) AS error, worker.name AS worker,
+            task.earlier_attempts -> -1 ->> 'evidence' AS evidence
         FROM {schema}.tasks AS task
         LEFT JOIN {schema}.workers AS worker ON worker.id = task.worker_id
         WHERE task.job_id = job.id
