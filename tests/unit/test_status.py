@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from intervaljob.model.status import MAX_ACTIVE, build_status, same_status
+from intervaljob.model.status import MAX_ACTIVE, MAX_RECENT, build_status, same_status
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 987654, tzinfo=UTC)
 ROW: dict[str, Any] = {
@@ -48,6 +48,7 @@ def task(**columns: Any) -> dict[str, Any]:
         "started_at": "2026-11-23T12:00:01+00:00",
         "finished_at": None,
         "error": None,
+        "evidence": None,
     } | columns
 
 
@@ -74,8 +75,24 @@ def test_it_says_what_the_row_says() -> None:
         "active": [],
         "activeCount": 0,
         "lastTask": None,
+        "recentTasks": [],
         "counts": {"succeeded": 5, "failed": 1, "cancelled": 0, "recovered": 2, "skipped": 3},
     }
+
+
+def test_recent_tasks_say_in_short_how_each_went_and_are_bounded() -> None:
+    tasks = [task(id=str(UUID(int=number)), status="succeeded") for number in range(1, 10)]
+    tasks[1] |= {"status": "failed", "recoveries": 1, "attempt": 2, "evidence": "lease_expired", "error": "x" * 1000}
+    recent = status(tasks=tasks)["recentTasks"]
+    assert len(recent) == MAX_RECENT
+    assert recent[0] == {
+        "taskId": str(UUID(int=1)),
+        "status": "succeeded",
+        "attempt": 1,
+        "recoveries": 0,
+        "startedAt": "2026-11-23T12:00:01Z",
+    }
+    assert (recent[1]["lastEvidence"], recent[1]["recoveries"], len(recent[1]["message"])) == ("lease_expired", 1, 256)
 
 
 def test_a_problem_is_not_ready_even_when_suspended() -> None:

@@ -13,6 +13,7 @@ VERBS = {
     "operator": "Run the operator.",
     "worker": "Run a worker.",
     "migrate": "Bring the database's schema to another version, or show it.",
+    "task": "Tell the story of a task.",
     "recover": "Put tasks of dead workers back on the queue, once.",
     "dev": "Run everything on this machine, to try it.",
     "settings": "List every setting with its default.",
