@@ -71,6 +71,12 @@ class OperatorSettings(DatabaseSettings):
 
     http_address: str = Field("127.0.0.1:8080", description="host:port of /healthz, /readyz and /metrics")
     watch_namespaces: Names = Field((), description="namespaces to watch, comma-separated; none means all")
+    worker_namespace: str | None = Field(
+        None,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="namespace whose worker Pods are watched, for detection of their death; none: no Pods are watched",
+    )
     cluster_id: str | None = Field(
         None, min_length=1, max_length=63, description="identity of this cluster; default: the uid of kube-system"
     )

@@ -83,6 +83,7 @@ def add_job(database: Database) -> AddJob:
             "namespace": "default",
             "name": "job",
             "generation": 1,
+            "resource_version": 1,
             "user_id": uuid4(),
             "workspace_id": uuid4(),
             "payload": "{}",
@@ -110,7 +111,7 @@ def add_job(database: Database) -> AddJob:
             "ready_changed_at": now,
             **columns,
         }
-        await database.fetch("upsert_jobs", jobs=as_records([row]))
+        await database.fetch("upsert_jobs", jobs=as_records([row]), known=[])
         assert isinstance(row["id"], UUID)
         return row["id"]
 

@@ -8,6 +8,7 @@ import pytest
 from support import RETURNED, SCOPE, Work, eventually
 
 from intervaljob.database.cancellations import cancel
+from intervaljob.database.connection import as_records
 from intervaljob.database.ledger import Skip
 from intervaljob.database.occurrences import enqueue
 from intervaljob.model.task import Outcome, Result
@@ -133,6 +134,50 @@ async def test_a_recovery_that_is_under_way_does_not_outrun_the_wish(work: Work)
         assert await recover_orphans(work.database, scope=SCOPE, by="operator test") == 1
     assert await work.claim(await work.worker()) == []
     assert (await work.task(attempt.task_id))["status"] == "cancelled"
+
+
+async def test_a_failure_that_is_recorded_meanwhile_is_not_left_waiting(work: Work) -> None:
+    """Its task becomes one that waits for a retry after the cancellation has looked for those."""
+    worker, attempt = await work.start()
+    async with work.database.transaction() as session:
+        await session.fetch("cancel_waiting_tasks", jobs=[attempt.job_id], reason="a user cancelled it")
+        await work.finish(worker, attempt, RAISED)
+        await session.fetch("request_cancel", jobs=[attempt.job_id])
+        await session.fetch("cancel_running_queue_jobs", jobs=[attempt.job_id])
+    await work.execute("UPDATE {schema}.river_job SET scheduled_at = now()")
+    assert await work.claim(worker) == []
+    assert (await work.task(attempt.task_id))["status"] == "cancelled"
+
+
+async def test_a_cancellation_and_a_claim_at_once_do_not_wait_for_each_other(work: Work) -> None:
+    """The claim has the queue job and wants the task; the cancellation has the task."""
+    worker, attempt = await work.start()
+    await work.end(worker)
+    await work.recover()
+    other = await work.worker()
+    async with work.database.transaction() as claims, work.database.transaction() as cancels:
+        (claimed,) = await claims.fetch("claim_queue_jobs", queue="default", worker=other.id, limit=10)
+        await cancels.fetch("cancel_waiting_tasks", jobs=[attempt.job_id], reason="a user cancelled it")
+        task = as_records([{"task_id": attempt.task_id, "queue_job_id": claimed["id"]}])
+        resuming = asyncio.create_task(claims.fetch("resume_tasks", worker=other.id, tasks=task), name="claim")
+        await eventually(
+            lambda: work.execute("SELECT pid FROM pg_locks WHERE NOT granted"), what="the claim waits for the task"
+        )
+        waiting = await cancels.fetch("cancel_waiting_queue_jobs", jobs=[attempt.job_id], reason="a user cancelled it")
+        assert waiting == []
+        resuming.cancel()
+        await asyncio.gather(resuming, return_exceptions=True)
+
+
+async def test_a_job_that_becomes_forbid_while_its_task_is_recovered_does_not_overlap(work: Work) -> None:
+    worker, attempt = await work.start()
+    await work.end(worker)
+    await work.recover()
+    await work.execute("UPDATE {schema}.jobs SET concurrency_policy = 'Forbid'")
+    async with work.database.transaction() as session:
+        (row,) = await session.fetch("lock_jobs", jobs=[attempt.job_id])
+        queued, skips = await enqueue(session, [(row, datetime.now(UTC))])
+    assert (queued, [skip.reason for skip in skips]) == (frozenset(), ["ConcurrencyForbidden"])
 
 
 async def test_a_cancellation_and_a_recovery_at_once_leave_nothing_to_run(work: Work) -> None:

@@ -43,6 +43,24 @@ async def test_args_that_cannot_be_read_are_refused(work: Work, args: object, sa
     await refused(work, await work.enqueue(args=args), saying=saying)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "scheduled_at = '-infinity'",
+        "attempt = 32767",
+        """args = args || ('{"x": ' || repeat('[', 3000) || repeat(']', 3000) || '}')::jsonb""",
+        """args = args || ('{"payload": ' || repeat('[', 3000) || repeat(']', 3000) || '}')::jsonb""",
+        """args = args || ('{"x": ' || repeat('1', 5000) || '}')::jsonb""",
+    ],
+)
+async def test_a_senseless_queue_job_ends_no_worker_and_holds_up_no_other(work: Work, change: str) -> None:
+    await work.enqueue(await work.add_job())
+    await work.execute(f"UPDATE {{schema}}.river_job SET {change}")
+    job = await work.add_job()
+    await work.enqueue(job)
+    assert job in {attempt.job_id for attempt in await work.claim(await work.worker())}
+
+
 async def test_a_job_that_does_not_exist_is_refused(work: Work) -> None:
     job = uuid4()
     args = {"job_id": job, "user_id": uuid4(), "workspace_id": uuid4(), "payload": ""}

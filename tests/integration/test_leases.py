@@ -1,13 +1,14 @@
-"""Leases: witnessed time, renewal, expiry, and newer incarnations."""
+"""Leases: witnessed time, renewal, expiry, newer incarnations, ended containers, and the condemned."""
 
 import asyncio
 import time
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
 from support import Work
 
+from intervaljob.database.connection import as_records
 from intervaljob.recovery.detector import end_expired
 from intervaljob.worker.fence import boot_time
 from intervaljob.worker.incarnation import Incarnation, Over
@@ -182,3 +183,101 @@ async def test_a_deadline_counts_from_before_the_renewal_was_sent(work: Work) ->
     before = boot_time()
     worker = await work.worker(lease_seconds=30)
     assert before + 28 <= worker.deadline <= boot_time() + 28
+
+
+async def test_renewals_are_sent_a_period_apart_however_long_the_answers_take(work: Work) -> None:
+    worker = await work.worker(lease_seconds=10)
+    async with work.database.transaction() as session:
+        await session.connection.execute(f"SELECT FROM {work.database.schema}.lease_clock FOR UPDATE".encode())
+        keeping = asyncio.create_task(worker.keep(), name="lease")
+        await asyncio.sleep(1.3)  # how long the first answer takes
+        worker.renewed.clear()
+    try:
+        await asyncio.wait_for(worker.renewed.wait(), 10)
+        first = worker.deadline
+        worker.renewed.clear()
+        await asyncio.wait_for(worker.renewed.wait(), 10)
+        assert 2.0 <= worker.deadline - first < 3.0
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def condemn(work: Work, *pod_uids: str) -> int:
+    """What an operator does to the workers of Pods that are gone; how many that were."""
+    return len(await work.database.fetch("condemn_workers_of_pods", pod_uids=list(pod_uids), reason="pod_gone"))
+
+
+async def test_a_condemned_worker_renews_nothing_and_claims_nothing(work: Work) -> None:
+    worker, other = await work.worker(pod_uid="pod-1"), await work.worker(pod_uid="pod-2")
+    assert await condemn(work, "pod-1") == 1
+    assert await condemn(work, "pod-1") == 0
+    assert not await renew(work, worker)
+    assert await renew(work, other)
+    with pytest.raises(Over, match="condemned"):
+        await worker.keep()
+    await work.enqueue(await work.add_job())
+    assert await work.claim(worker) == []
+    assert len(await work.claim(other)) == 1
+
+
+async def test_a_condemned_worker_keeps_its_tasks_until_it_has_said_goodbye(work: Work) -> None:
+    worker, attempt = await work.start(await work.worker(pod_uid="pod-1"))
+    assert not await worker.end_if_condemned()
+    await condemn(work, "pod-1")
+    await end_expired(work.database)
+    assert await end_of(work, worker.id) is None
+    assert await work.recover(every_task=True) == 0
+    assert await worker.end_if_condemned()
+    assert await end_of(work, worker.id) == "pod_gone"
+    assert await work.recover() == 1
+    (new,) = await work.recovery_jobs()
+    assert new["metadata"] == {"intervaljob:evidence": "pod_gone"}
+    assert not await work.finish(worker, attempt)
+
+
+async def test_what_a_condemned_worker_still_finishes_counts(work: Work) -> None:
+    worker, attempt = await work.start(await work.worker(pod_uid="pod-1"))
+    await condemn(work, "pod-1")
+    assert await work.finish(worker, attempt)
+    assert (await work.task(attempt.task_id))["status"] == "succeeded"
+
+
+async def test_a_condemned_worker_that_says_nothing_is_ended_by_its_lease(work: Work) -> None:
+    worker = await work.worker(pod_uid="pod-1")
+    await condemn(work, "pod-1")
+    await expires_in(work, worker, -0.001)
+    await end_expired(work.database)
+    assert await end_of(work, worker.id) == "lease_expired"
+    assert not await worker.end_if_condemned()
+
+
+async def test_a_terminated_container_ends_the_incarnations_that_started_before_its_end(work: Work) -> None:
+    finished = datetime(2026, 11, 24, 10, 0, 7, tzinfo=UTC)
+    started = {
+        "before": finished - timedelta(microseconds=1),
+        "in that second": finished,
+        "after": finished + timedelta(seconds=2),
+        "unknown": None,
+    }
+    workers = {name: await work.worker() for name in (*started, "elsewhere", "long gone")}
+    for name, worker in workers.items():
+        await work.execute(
+            "UPDATE {schema}.workers SET pod_uid = %(pod)s, process_started_at = %(at)s WHERE id = %(id)s",
+            pod="pod-2" if name == "elsewhere" else "pod-1",
+            at=started.get(name, started["before"]),
+            id=worker.id,
+        )
+    await work.end(workers["long gone"], "drained")
+    containers = as_records([{"pod_uid": "pod-1", "finished_at": finished, "reason": "container_terminated"}])
+    rows = await work.database.fetch("end_workers_of_containers", containers=containers)
+    assert [row["id"] for row in rows] == [workers["before"].id]
+    reasons = {name: await end_of(work, worker.id) for name, worker in workers.items()}
+    assert reasons == dict.fromkeys(workers) | {"before": "container_terminated", "long gone": "drained"}
+
+
+async def test_a_worker_registers_when_its_process_started(work: Work) -> None:
+    worker = await work.worker()
+    (row,) = await work.execute("SELECT process_started_at FROM {schema}.workers WHERE id = %(id)s", id=worker.id)
+    (clock,) = await work.execute("SELECT now() AS now")
+    assert clock["now"] - timedelta(hours=1) < row["process_started_at"] < clock["now"]

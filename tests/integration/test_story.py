@@ -120,6 +120,15 @@ async def test_a_waiting_task_whose_queue_job_was_deleted_is_queued_again(work: 
     assert (again.task_id, again.number) == (attempt.task_id, 2)
 
 
+async def test_a_retry_whose_running_queue_job_was_deleted_is_queued_again(work: Work) -> None:
+    worker, attempt = await work.start()
+    await work.execute("DELETE FROM {schema}.river_job")
+    await work.finish(worker, attempt, RAISED)
+    assert await settle_stranded(work.database, scope=SCOPE) == 1
+    (again,) = await work.claim(worker)
+    assert (again.task_id, again.number, again.failures) == (attempt.task_id, 2, 1)
+
+
 async def test_a_waiting_task_whose_queue_job_was_cancelled_elsewhere_is_cancelled(work: Work) -> None:
     attempt = await lose(work)
     await work.execute("UPDATE {schema}.river_job SET state = 'cancelled', finalized_at = now() WHERE args ? 'task_id'")

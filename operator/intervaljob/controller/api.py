@@ -1,9 +1,10 @@
-"""The API server, as far as the operator needs it: read one, list all, write a status, write an event."""
+"""The API server, as far as the operator needs it: IntervalJobs, their statuses and events, and worker Pods."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -17,6 +18,7 @@ from kubernetes.aio.config.config_exception import ConfigException
 
 from intervaljob.errors import SettingsError
 from intervaljob.model.custom_resource import GROUP, PLURAL, VERSION, IntervalJob
+from intervaljob.model.pod import WORKER_LABEL, Pod
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ KIND = "IntervalJob"
 
 #: Bound on one request.
 REQUEST_SECONDS = 30
+#: Seconds after which the server ends a watch of Pods; one that is silent for longer than that is broken.
+WATCH_SECONDS = 300
 #: Objects in one page of a list.
 PAGE = 500
 #: Longest message of an event (Kubernetes' own limit for core events).
@@ -52,7 +56,7 @@ async def connect() -> AsyncIterator[Api]:
 
 
 class Api:
-    """IntervalJobs and their events."""
+    """IntervalJobs and their events, and worker Pods."""
 
     def __init__(self, api_client: client.ApiClient) -> None:
         self._custom = client.CustomObjectsApi(api_client)
@@ -143,6 +147,62 @@ class Api:
             count=1,
         )
         await self._core.create_namespaced_event(namespace, event, _request_timeout=REQUEST_SECONDS)
+
+    async def worker_pods(self, *, namespace: str) -> tuple[list[Pod], str]:
+        """Every worker Pod of the namespace, and the resource version from which to watch."""
+        pods, version, following = [], "", ""
+        while True:
+            options = {"label_selector": WORKER_LABEL, "limit": PAGE} | ({"_continue": following} if following else {})
+            page = await self._list_pods(namespace, **options)
+            pods += [Pod.from_body(body) for body in page["items"]]
+            version, following = page["metadata"]["resourceVersion"], page["metadata"].get("continue") or ""
+            if not following:
+                return pods, version
+
+    async def pod_exists(self, pod: Pod, *, namespace: str) -> bool:
+        """Whether this very Pod is there, with whatever labels. A list, so that no right to get Pods is needed."""
+        page = await self._list_pods(namespace, field_selector=f"metadata.name={pod.name}")
+        return any(Pod.from_body(body).uid == pod.uid for body in page["items"])
+
+    async def watch_worker_pods(self, *, namespace: str, version: str) -> AsyncGenerator[tuple[str, Pod], None]:
+        """(ADDED, MODIFIED or DELETED, the Pod) of every change after this version, until the server ends the watch.
+
+        DELETED comes with the last state, and also for a Pod that has lost its label. Raises what UNREACHABLE lists;
+        ApiException with 410 where the server no longer knows the version.
+        """
+        response = await self._core.list_namespaced_pod_without_preload_content(
+            namespace,
+            label_selector=WORKER_LABEL,
+            resource_version=version,
+            watch=True,
+            timeout_seconds=WATCH_SECONDS,
+            _request_timeout=WATCH_SECONDS + REQUEST_SECONDS,
+        )
+        async with response:
+            await _refused(response)
+            try:
+                async for line in response.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise ApiException(status=event["object"]["code"], reason=event["object"]["message"])
+                    yield event["type"], Pod.from_body(event["object"])
+            except ValueError as error:
+                raise ConnectionError(f"the watch was cut off: {error}") from error
+
+    async def _list_pods(self, namespace: str, **options: Any) -> dict[str, Any]:
+        """One page as it was sent: of a Pod's hundreds of fields a few are looked at."""
+        response = await self._core.list_namespaced_pod_without_preload_content(
+            namespace, _request_timeout=REQUEST_SECONDS, **options
+        )
+        async with response:
+            await _refused(response)
+            return _object(await response.json())
+
+
+async def _refused(response: aiohttp.ClientResponse) -> None:
+    """Raises ApiException for an answer that is none."""
+    if response.status != HTTPStatus.OK:
+        raise ApiException(status=response.status, reason=response.reason, body=await response.text())
 
 
 def _object(body: object) -> dict[str, Any]:

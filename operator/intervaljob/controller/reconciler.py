@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from intervaljob.controller.api import UNREACHABLE, Api
@@ -130,7 +131,7 @@ class Reconciler:
         try:
             async with self._database.transaction() as session:
                 changes = await self._changes(session, resources)
-                await _apply(session, changes)
+                written = await _apply(session, changes)
                 repaired = [one.uid for one in resources if one.status.get("jobId") != str(one.uid)]
                 await session.fetch("touch_statuses", jobs=[*{*(c.row["id"] for c in changes), *repaired}])
         except DatabaseUnavailable:
@@ -144,8 +145,12 @@ class Reconciler:
             return
         for resource in resources:
             self._failures.pop(resource.uid, None)
-        self._announce(changes)
-        metrics.RECONCILES.labels("written").inc(len(changes))
+        overtaken = {change.row["id"] for change in changes if change.is_new} - written
+        for resource in resources:
+            if resource.uid in overtaken:
+                self.see(resource)
+        self._announce(change for change in changes if change.row["id"] in written)
+        metrics.RECONCILES.labels("written").inc(len(written))
         metrics.RECONCILES.labels("unchanged").inc(len(resources) - len(changes))
         self._changed()
 
@@ -153,13 +158,7 @@ class Reconciler:
         (clock,) = await session.fetch("database_time")
         known = {row["id"]: row for row in await session.fetch("lock_jobs", jobs=[one.uid for one in resources])}
         found = (
-            reconcile(
-                resource,
-                _definition(resource),
-                known.get(resource.uid),
-                cluster=self._scope.cluster,
-                now=clock["now"],
-            )
+            _reconcile(resource, known.get(resource.uid), cluster=self._scope.cluster, now=clock["now"])
             for resource in resources
         )
         return [change for change in found if change is not None]
@@ -207,6 +206,16 @@ class Reconciler:
                 self._announcer.announce(change.row, kind=kind, reason=reason, message=message)
 
 
+def _reconcile(resource: IntervalJob, known: Row | None, *, cluster: str, now: datetime) -> Change | None:
+    """What it changes; one whose schedule cannot be reckoned changes nothing that runs and says so."""
+    try:
+        return reconcile(resource, _definition(resource), known, cluster=cluster, now=now)
+    except (ValueError, LookupError, OverflowError, StopIteration) as error:
+        message = f"spec.schedule: no time of it can be found ({error!r}): write one that occurs in spec.timeZone"
+        problem = ResourceError("InvalidSchedule", message)
+        return reconcile(resource, problem, known, cluster=cluster, now=now)
+
+
 def _definition(resource: IntervalJob) -> Definition | ResourceError:
     try:
         return definition(resource)
@@ -218,10 +227,12 @@ def _differs(resource: IntervalJob, row: Row) -> bool:
     return row["generation"] != resource.generation or asks_anew(resource, row)
 
 
-async def _apply(session: Session, changes: Sequence[Change]) -> None:
+async def _apply(session: Session, changes: Sequence[Change]) -> set[UUID]:
+    """Write the rows and do what follows from them; returns which were written, the others were changed meanwhile."""
     if not changes:
-        return
-    written = await session.fetch("upsert_jobs", jobs=as_records(change.row for change in changes))
+        return set()
+    known = [change.row["id"] for change in changes if not change.is_new]
+    written = await session.fetch("upsert_jobs", jobs=as_records(change.row for change in changes), known=known)
     ids = {row["id"] for row in written}
     forbid = [change.row["id"] for change in changes if change.became_forbid and change.row["id"] in ids]
     if forbid:
@@ -240,3 +251,4 @@ async def _apply(session: Session, changes: Sequence[Change]) -> None:
                 if row["id"] in queued
             ),
         )
+    return ids

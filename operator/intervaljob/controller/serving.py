@@ -11,6 +11,7 @@ import kopf
 
 from intervaljob.controller.api import UNREACHABLE, Api, connect
 from intervaljob.controller.events import Announcer
+from intervaljob.controller.pods import PodWatch
 from intervaljob.controller.reconciler import Key, Reconciler
 from intervaljob.controller.status_writer import StatusWriter
 from intervaljob.database.connection import Database
@@ -105,6 +106,8 @@ class Operator:
             "resync": lambda: self._resync(reconciler),
             "recovery": lambda: self._recover_all(database, scope),
         }
+        if self._settings.worker_namespace is not None:
+            duties["pods"] = PodWatch(database, api, namespace=self._settings.worker_namespace).run
 
         async def after_start(duty: Any) -> None:
             await started.wait()

@@ -105,6 +105,10 @@ class IntervalJob:
     spec: Mapping[str, Any]
     status: Mapping[str, Any]
 
+    def version(self) -> int:
+        """The resource version as a number that grows, 0 where it is none (Kubernetes: comparable since 1.35)."""
+        return int(self.resource_version) if self.resource_version.isdecimal() else 0
+
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> Self:
         """The IntervalJob in this API object, whatever its spec says."""

@@ -15,9 +15,13 @@ from intervaljob.model.schedule import Cron, Interval, Schedule, after
 
 @dataclass(frozen=True)
 class Change:
-    """A row to write, and what follows from it; `event` is (type, reason, message) for `kubectl describe`."""
+    """A row to write, and what follows from it; `is_new` when there was none.
+
+    `event` is (type, reason, message) for `kubectl describe`.
+    """
 
     row: dict[str, Any]
+    is_new: bool
     run_now: bool = False
     cancel_now: bool = False
     became_forbid: bool = False
@@ -61,6 +65,7 @@ def reconcile(
     }
     return Change(
         row=row,
+        is_new=known is None,
         run_now=_is_new(resource.run_requested_at, known["run_requested_at"] if known else None),
         cancel_now=known is not None and _is_new(resource.cancel_requested_at, known["cancel_requested_at"]),
         became_forbid=known is not None
@@ -71,9 +76,10 @@ def reconcile(
 
 
 def _seen(resource: IntervalJob, known: Mapping[str, Any]) -> bool:
-    if known["generation"] > resource.generation:
+    mine, theirs = (resource.generation, resource.version()), (known["generation"], known["resource_version"])
+    if mine < theirs:
         return True
-    return bool(known["generation"] == resource.generation and not asks_anew(resource, known))
+    return bool(resource.generation == known["generation"] and not asks_anew(resource, known))
 
 
 def asks_anew(resource: IntervalJob, row: Mapping[str, Any]) -> bool:
@@ -100,11 +106,11 @@ def _noted(
         "problem_message": problem.message,
         "ready_changed_at": keeps["ready_changed_at"] if known and known["problem_reason"] else now,
     }
-    if known and row == keeps:
+    if known and {**row, "resource_version": None} == {**keeps, "resource_version": None}:
         return None
     is_news = known is None or known["generation"] != resource.generation
     event = ("Warning", problem.reason, problem.message) if is_news else None
-    return Change(row=row, cancel_now=cancels, event=event)
+    return Change(row=row, is_new=known is None, cancel_now=cancels, event=event)
 
 
 def _identity(resource: IntervalJob, *, cluster: str) -> dict[str, Any]:
@@ -114,6 +120,7 @@ def _identity(resource: IntervalJob, *, cluster: str) -> dict[str, Any]:
         "namespace": resource.namespace,
         "name": resource.name,
         "generation": resource.generation,
+        "resource_version": resource.version(),
         "anchor": resource.created_at,
     }
 

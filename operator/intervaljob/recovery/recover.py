@@ -101,7 +101,6 @@ async def _requeue(session: Session, orphans: Sequence[Row]) -> int:
                 **_attempt(by_task[task]),
                 "queue_job_id": queue_job,
                 "counted": is_counted(by_task[task]["evidence"]),
-                "forbid": by_task[task]["concurrency_policy"] == "Forbid",
             }
             for task, queue_job in inserted.items()
         ),
@@ -116,7 +115,7 @@ async def _requeue(session: Session, orphans: Sequence[Row]) -> int:
 
 
 async def insert_recovery_jobs(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[UUID, int]:
-    """One recovery job for each of these tasks that has none, and its queue's workers woken; returns task → queue job.
+    """One recovery job for each of these tasks, and its queue's workers woken; returns task → queue job.
 
     Rows have the task's id, job and payload, the job's user, workspace, queue, priority and limit, and the evidence.
     """

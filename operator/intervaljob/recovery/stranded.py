@@ -44,20 +44,10 @@ async def _cancel(session: Session, rows: Sequence[Row]) -> None:
 
 async def _queue(session: Session, rows: Sequence[Row]) -> int:
     inserted = await insert_recovery_jobs(session, [{**row, "evidence": MISSING} for row in rows])
-    by_task = {row["task_id"]: row for row in rows}
-    await session.fetch(
-        "queue_stranded_tasks",
-        recoveries=as_records(
-            {
-                "task_id": task,
-                "queue_job_id": queue_job,
-                "forbid": by_task[task]["concurrency_policy"] == "Forbid",
-            }
-            for task, queue_job in inserted.items()
-        ),
-    )
-    for task in inserted:
-        logger.warning("Task queued again: its queue job was deleted", extra=_fields(by_task[task]))
+    recoveries = ({"task_id": task, "queue_job_id": queue_job} for task, queue_job in inserted.items())
+    await session.fetch("queue_stranded_tasks", recoveries=as_records(recoveries))
+    for row in rows:
+        logger.warning("Task queued again: its queue job was deleted", extra=_fields(row))
     return len(inserted)
 
 

@@ -21,6 +21,14 @@ BUILD = Info("intervaljob_build", "Version of this process.")
 BUILD.info({"version": version("intervaljob"), "python": platform.python_version()})
 DATABASE_UP = Gauge("intervaljob_database_up", "1 while this process reaches the database, else 0.")
 
+# --- operator and worker, the ends of workers: each counted once, by the process that wrote it
+
+WORKERS_ENDED = Counter(
+    "intervaljob_workers_ended_total",
+    "Ends of workers: drained, superseded, lease_expired, container_terminated, pod_gone.",
+    ["reason"],
+)
+
 # --- operator, scheduling
 
 OCCURRENCES = Counter(
@@ -46,7 +54,11 @@ TASKS_NOT_RECOVERED = Counter(
     "Tasks whose worker was lost and that are not run again, by the evidence and how they ended.",
     ["evidence", "outcome"],
 )
-WORKERS_ENDED = Counter("intervaljob_workers_ended_total", "Workers declared ended, and why.", ["reason"])
+WORKER_PODS = Gauge("intervaljob_worker_pods", "Worker Pods that this operator watches.")
+WORKERS_CONDEMNED = Counter(
+    "intervaljob_workers_condemned_total",
+    "Workers told to end because their Pod is gone, while their processes may run.",
+)
 
 # --- operator, resources
 

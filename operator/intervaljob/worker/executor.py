@@ -180,7 +180,7 @@ def _bounded(output: Json) -> Json:
 def _failed(error: BaseException) -> wire.Message:
     return {
         "outcome": Outcome.RAISED,
-        "error": f"{type(error).__name__}: {error}",
+        "error": traceback.format_exception_only(error)[-1].strip(),
         "trace": "" if isinstance(error, HandlerError) else "".join(traceback.format_exception(error)),
         "retry": not isinstance(error, HandlerError),
     }

@@ -38,12 +38,14 @@ class Finisher:
             batch = [await self._waiting.get()]
             while len(batch) < BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
-            while not await self._write(batch):  # noqa: ASYNC110 - the database sends no event when it is back
+            again = False
+            while not await self._write(batch, again=again):
+                again = True
                 await asyncio.sleep(0.5)
             for _ in batch:
                 self._waiting.task_done()
 
-    async def _write(self, batch: list[tuple[Attempt, Finish]]) -> bool:
+    async def _write(self, batch: list[tuple[Attempt, Finish]], *, again: bool) -> bool:
         try:
             rows = await self._database.fetch(
                 "finish_tasks",
@@ -56,16 +58,19 @@ class Finisher:
             return False
         written = {row["id"]: row["status"] for row in rows}
         for attempt, finish in batch:
-            self._report(attempt, finish, written.get(attempt.task_id))
+            self._report(attempt, finish, written.get(attempt.task_id), again=again)
         return True
 
-    def _report(self, attempt: Attempt, finish: Finish, status: str | None) -> None:
+    def _report(self, attempt: Attempt, finish: Finish, status: str | None, *, again: bool) -> None:
         fields = {
             "job": attempt.job_id,
             "task": attempt.task_id,
             "attempt": attempt.number,
             "worker": self._worker.name,
         }
+        if status is None and again:  # the write before this one may have been committed without an answer
+            logger.info("End of an attempt was written already, or is stale", extra=fields)
+            return
         if status is None:
             metrics.STALE_FINISHES.inc()
             logger.warning("End of a stale attempt changes nothing", extra=fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime
 from importlib.metadata import version
 from uuid import UUID, uuid4
 
@@ -19,6 +20,9 @@ from intervaljob.telemetry import metrics
 from intervaljob.worker.fence import boot_time
 
 logger = logging.getLogger(__name__)
+
+#: By the clock of the worker's node, which is its kubelet's too: a container that finished after this was ours.
+_PROCESS_STARTED_AT = datetime.now(UTC)
 
 
 class Over(Exception):  # noqa: N818 - the word says it
@@ -48,7 +52,7 @@ class Incarnation:
         self.id = uuid4()
         sent = boot_time()
         async with self._database.dedicated() as session:
-            await session.fetch(
+            superseded = await session.fetch(
                 "register_worker",
                 worker=self.id,
                 name=self.name,
@@ -56,22 +60,26 @@ class Incarnation:
                 version=version("intervaljob"),
                 queues=list(self._settings.queues),
                 lease_seconds=self._settings.lease_seconds,
+                process_started_at=_PROCESS_STARTED_AT,
             )
         self._push_out(sent)
+        for row in superseded:
+            metrics.WORKERS_ENDED.labels("superseded").inc()
+            logger.warning("Worker declared dead: superseded", extra={"worker": row["name"], "id": row["id"]})
         logger.info("Worker registered", extra={"worker": self.name, "id": self.id})
 
     async def keep(self) -> None:
-        """Renew for ever.
+        """Renew for ever, a period after the last renewal was sent, however long its answer took.
 
-        Raises Over when the row has ended, or the time has run out.
+        Raises Over when the row has ended or is condemned, or the time has run out.
         """
         every = renew_every(self._settings.lease_seconds)
         while True:
             try:
                 async with self._database.dedicated() as session:
                     while True:
-                        await self._renew(session, every)
-                        await asyncio.sleep(every)
+                        sent = await self._renew(session, every)
+                        await asyncio.sleep(sent + every - boot_time())
             except (DatabaseUnavailable, TimeoutError) as error:
                 metrics.LEASE_RENEWALS.labels("failed").inc()
                 logger.warning(
@@ -98,19 +106,36 @@ class Incarnation:
         Where the database is away the lease runs out by itself.
         """
         try:
-            await self._database.fetch("end_worker", worker=self.id, reason=reason)
+            ended = await self._database.fetch("end_worker", worker=self.id, reason=reason)
         except DatabaseUnavailable as error:
             logger.warning("Cannot say goodbye", extra={"worker": self.name, "error": error})
+        else:
+            for _ in ended:
+                metrics.WORKERS_ENDED.labels(reason).inc()
 
-    async def _renew(self, session: Session, bound: float) -> None:
+    async def end_if_condemned(self) -> bool:
+        """Say goodbye if an operator condemned this incarnation, so that its tasks are recovered at once.
+
+        To be called when nothing of it runs any more: until then it is not dead, whatever became of its Pod.
+        Raises DatabaseUnavailable.
+        """
+        rows = await self._database.fetch("end_condemned_worker", worker=self.id)
+        for row in rows:
+            metrics.WORKERS_ENDED.labels(row["end_reason"]).inc()
+            logger.warning("Worker ended: condemned", extra={"worker": self.name, "reason": row["end_reason"]})
+        return bool(rows)
+
+    async def _renew(self, session: Session, bound: float) -> float:
+        """Returns the boot time at which it was sent."""
         sent = boot_time()
         async with asyncio.timeout(bound):
             rows = await session.fetch("renew_lease", worker=self.id)
         if not rows:
             metrics.LEASE_RENEWALS.labels("ended").inc()
-            raise Over("somebody declared this worker dead")
+            raise Over("somebody declared this worker dead, or condemned it")
         metrics.LEASE_RENEWALS.labels("ok").inc()
         self._push_out(sent)
+        return sent
 
     def _push_out(self, sent: float) -> None:
         """The time counts from before the renewal was sent, so it ends before the database's does (DESIGN §7)."""

@@ -10,13 +10,14 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
 from intervaljob.database.connection import Database
 from intervaljob.errors import DatabaseUnavailable, IntervalJobError
+from intervaljob.model.lease import renew_every
 from intervaljob.model.policy import CLAIM_LOST, DRAINED, NOT_STARTED
 from intervaljob.model.task import Attempt, Outcome, Result, conclude
 from intervaljob.recovery.recover import Lost, give_back
@@ -79,6 +80,7 @@ class Manager:
                 group.create_task(self._worker.keep(), name="lease"),
                 group.create_task(self._worker.watch_deadline(), name="deadline"),
                 group.create_task(self._pass_on_renewals(), name="renewals"),
+                group.create_task(self._watch_held(), name="held"),
                 group.create_task(self._listen(), name="listen"),
                 group.create_task(self._finisher.run(), name="finisher"),
                 group.create_task(self._watch_zygote(), name="zygote"),
@@ -157,7 +159,8 @@ class Manager:
                 evidence = EXECUTOR_EXITED if running.handed_over else NOT_STARTED
                 await self._give_back([Lost(attempt.task_id, attempt.number, evidence, str(error))])
         finally:
-            self._running.pop(attempt.task_id, None)
+            if self._running.get(attempt.task_id) is running:  # the next attempt may have come to this worker, too
+                del self._running[attempt.task_id]
             metrics.TASKS_RUNNING.set(len(self._running))
             self._look.set()
 
@@ -189,10 +192,11 @@ class Manager:
         return result
 
     async def _stop_early(self, running: Running, executor: Executor, done: asyncio.Future[Result]) -> Result:
-        """Ask the handler to stop, and kill its process when it does not."""
+        """Ask the handler to stop, and kill its process when it does not, or when the attempt is another's already."""
         outcome = running.stop.result() if running.stop.done() else Outcome.DEADLINE_EXCEEDED
-        executor.cancel(running.attempt)
-        await asyncio.wait({done}, timeout=self._settings.cancel_seconds)
+        if not running.abandoned:
+            executor.cancel(running.attempt)
+            await asyncio.wait({done}, timeout=self._settings.cancel_seconds)
         if not done.done():
             await self._pool.kill(executor)
         await asyncio.wait({done})
@@ -231,11 +235,16 @@ class Manager:
                 return
 
     async def _pass_on_renewals(self) -> None:
-        """After each renewal: push the executors' deadlines out, and see which attempts are still ours."""
+        """After each renewal: push the executors' deadlines out. This waits for no other statement."""
         while True:
             await self._worker.renewed.wait()
             self._worker.renewed.clear()
             self._pool.push_out(self._worker.deadline)
+
+    async def _watch_held(self) -> None:
+        """As often as the lease is renewed: see which attempts are still ours."""
+        while True:
+            await asyncio.sleep(renew_every(self._settings.lease_seconds))
             with suppress(DatabaseUnavailable):
                 await self._database.fetch("refresh_queues", queues=list(self._settings.queues))
                 await self._compare_held()
@@ -256,11 +265,13 @@ class Manager:
                 running.cancel()
 
     async def _listen(self) -> None:
-        """River's notifications (§2.2): new work, and cancellations. They only make things faster."""
+        """River's notifications (§2.2), new work and cancellations, and ours. They only make things faster."""
+        topics = ("river_insert", "river_control", "worker_condemned")
         while True:
             try:
-                async for topic, payload in self._database.listen("river_insert", "river_control"):
-                    self._hear(topic, payload)
+                async with aclosing(self._database.listen(*topics)) as heard:
+                    async for topic, payload in heard:
+                        self._hear(topic, payload)
             except DatabaseUnavailable as error:
                 logger.warning("Cannot listen", extra={"worker": self._worker.name, "error": error})
             await asyncio.sleep(1)
@@ -272,7 +283,10 @@ class Manager:
             return
         if not isinstance(message, dict):
             return
-        if topic == "river_control" and message.get("action") == "cancel":
+        if topic == "worker_condemned":
+            if message.get("worker") == str(self._worker.id):
+                raise Over("an operator condemned this worker")
+        elif topic == "river_control" and message.get("action") == "cancel":
             for running in self._running.values():
                 if running.attempt.queue_job_id == message.get("job_id"):
                     running.cancel()

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """A worker process; `serve` returns after a drain."""
+    """A worker process; `serve` returns after a drain, or when its Pod is gone."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
@@ -30,7 +30,7 @@ class Worker:
         self._database: Database | None = None
 
     async def serve(self) -> None:
-        """Work until SIGTERM or SIGINT.
+        """Work until SIGTERM or SIGINT, or until an incarnation was condemned.
 
         Raises SchemaVersionError for a database of another version, HandlerError for handlers that cannot be loaded.
         """
@@ -58,29 +58,38 @@ class Worker:
         return None if self._database is None else self._database.problem
 
     async def _reach(self, attempt: Callable[[], Awaitable[None]]) -> bool:
-        """Do this as soon as the database is there; False when the worker is to stop first."""
-        while not self._stopping.is_set():
+        """Do this as soon as the database is there; False when the worker is to stop and one try has failed."""
+        while True:
             try:
                 await attempt()
             except DatabaseUnavailable as error:
+                if self._stopping.is_set():
+                    return False
                 logger.warning("Waiting for the database", extra={"worker": self._name, "error": error})
                 await asyncio.sleep(1)
             else:
                 return True
-        return False
 
     async def _one_incarnation(self, database: Database) -> None:
         worker = Incarnation(database, self._settings, name=self._name)
         async with pool(self._settings) as executors:
-            if not await self._reach(worker.register):
+            if self._stopping.is_set() or not await self._reach(worker.register):
                 return
             self._incarnation = worker
             manager = Manager(database, self._settings, worker=worker, pool=executors, stopping=self._stopping)
             try:
                 await manager.run()
+                return
             except BaseExceptionGroup as group:
                 error = reason(group)
                 if not isinstance(error, Over):
                     raise error from group
                 fields = {"worker": self._name, "id": worker.id, "error": error}
                 logger.warning("Incarnation over: every task was stopped", extra=fields)
+        await self._reach(lambda: self._bury(worker))
+
+    async def _bury(self, worker: Incarnation) -> None:
+        """Outside the pool nothing of the incarnation runs. One that was condemned ends now, and the process with it:
+        its Pod is gone. Where the container is started again, that is a new incarnation."""
+        if await worker.end_if_condemned():
+            self._stopping.set()

@@ -4,4 +4,5 @@ ALTER TABLE {schema}.workers DROP COLUMN condemned_reason, DROP COLUMN process_s
 ALTER TABLE {schema}.tasks DROP COLUMN earlier_attempts;
 DROP FUNCTION {schema}.with_attempt(jsonb, jsonb);
 ALTER TABLE {schema}.jobs
-    DROP COLUMN cancel_before, DROP COLUMN cancel_requested_at, DROP COLUMN recovery_limit, DROP COLUMN recovery_policy;
+    DROP COLUMN cancel_before, DROP COLUMN cancel_requested_at, DROP COLUMN recovery_limit, DROP COLUMN recovery_policy,
+    DROP COLUMN resource_version;

@@ -1,7 +1,9 @@
 -- What recovery keeps: policies of a job, the story of a task, and what is known of a worker's process.
 
+-- resource_version is that of the newest sight that changed the row: annotations do not raise the generation.
 -- Tasks whose queue job was inserted before `cancel_before` are to end as cancelled: a wish that no race loses.
 ALTER TABLE {schema}.jobs
+    ADD COLUMN resource_version bigint NOT NULL DEFAULT 0,
     ADD COLUMN recovery_policy text NOT NULL DEFAULT 'Rerun',
     ADD COLUMN recovery_limit integer NOT NULL DEFAULT 3,
     ADD COLUMN cancel_requested_at text,

@@ -1,11 +1,13 @@
 -- name: claim_queue_jobs
+-- Of the args, which anybody may have inserted, only what is read comes back, and of that only strings.
 -- River §2.4. A worker that was declared dead, or is to end, claims nothing; a paused queue gives nothing.
 WITH picked AS (
     SELECT id
     FROM {schema}.river_job
     WHERE state = 'available'
         AND queue = %(queue)s
-        AND scheduled_at <= now()
+        AND scheduled_at BETWEEN '0001-01-01' AND now()
+        AND attempt < 32767
         AND kind = 'interval_job'
         AND EXISTS (
             SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL AND condemned_reason IS NULL
@@ -23,7 +25,13 @@ SET state = 'running',
         greatest(1, coalesce(array_length(attempted_by, 1), 0) - 98):
     ]
 WHERE id = ANY(ARRAY(SELECT id FROM picked))
-RETURNING id, args, attempt, created_at, coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
+RETURNING id, CASE WHEN jsonb_typeof(args) = 'object' THEN (
+        SELECT coalesce(
+            jsonb_object_agg(key, CASE WHEN jsonb_typeof(value) IN ('string', 'null') THEN value ELSE 'false' END), '{}'
+        )
+        FROM jsonb_each(args)
+        WHERE key IN ('job_id', 'user_id', 'workspace_id', 'payload', 'task_id')
+    ) END AS args, attempt, created_at, coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
     now() AS now;
 
 -- name: look_up_claims

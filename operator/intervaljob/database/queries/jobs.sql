@@ -1,8 +1,9 @@
 -- name: lock_jobs
-SELECT id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
-    interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
-    backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended, runnable_since,
-    next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message, ready_changed_at, deleted_at
+SELECT id, cluster_id, namespace, name, generation, resource_version, user_id, workspace_id, payload, handler, queue,
+    priority, interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds,
+    backoff_limit, backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended,
+    runnable_since, next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message,
+    ready_changed_at, deleted_at
 FROM {schema}.jobs
 WHERE id = ANY(%(jobs)s::uuid[])
 ORDER BY id
@@ -12,20 +13,23 @@ FOR UPDATE;
 SELECT now() AS now;
 
 -- name: upsert_jobs
--- Guarded by the generation: an operator that saw an older resource changes nothing.
+-- Guarded by generation and resource version: an operator that saw an older resource changes nothing. A row that was not
+-- there when it was locked for this, and is now, is not touched: what is written was computed from nothing.
 INSERT INTO {schema}.jobs AS job (
-    id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
-    interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
-    backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended, runnable_since,
-    next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message, ready_changed_at
+    id, cluster_id, namespace, name, generation, resource_version, user_id, workspace_id, payload, handler, queue,
+    priority, interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds,
+    backoff_limit, backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended,
+    runnable_since, next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message,
+    ready_changed_at
 )
-SELECT id, cluster_id, namespace, name, generation, user_id, workspace_id, payload, handler, queue, priority,
-    interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds, backoff_limit,
-    backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended, runnable_since,
-    next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message, ready_changed_at
+SELECT id, cluster_id, namespace, name, generation, resource_version, user_id, workspace_id, payload, handler, queue,
+    priority, interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds,
+    backoff_limit, backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended,
+    runnable_since, next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message,
+    ready_changed_at
 FROM jsonb_to_recordset(%(jobs)s::jsonb) AS new(
-    id uuid, cluster_id text, namespace text, name text, generation bigint, user_id uuid, workspace_id uuid,
-    payload text, handler text, queue text, priority smallint, interval_seconds integer, schedule text,
+    id uuid, cluster_id text, namespace text, name text, generation bigint, resource_version bigint, user_id uuid,
+    workspace_id uuid, payload text, handler text, queue text, priority smallint, interval_seconds integer, schedule text,
     time_zone text, anchor timestamptz, concurrency_policy text, active_deadline_seconds integer,
     backoff_limit integer, backoff_initial_seconds integer, backoff_max_seconds integer, recovery_policy text,
     recovery_limit integer, suspended boolean, runnable_since timestamptz, next_run_at timestamptz,
@@ -38,6 +42,7 @@ SET cluster_id = excluded.cluster_id,
     namespace = excluded.namespace,
     name = excluded.name,
     generation = excluded.generation,
+    resource_version = excluded.resource_version,
     user_id = excluded.user_id,
     workspace_id = excluded.workspace_id,
     payload = excluded.payload,
@@ -64,7 +69,8 @@ SET cluster_id = excluded.cluster_id,
     problem_message = excluded.problem_message,
     ready_changed_at = excluded.ready_changed_at,
     deleted_at = NULL
-WHERE job.generation <= excluded.generation
+WHERE job.id = ANY(%(known)s::uuid[])
+    AND (job.generation, job.resource_version) <= (excluded.generation, excluded.resource_version)
 RETURNING id;
 
 -- name: hold_unkeyed_queue_jobs

@@ -57,7 +57,7 @@ SELECT task.id AS task_id, task.job_id, task.queue_job_id, task.attempt, task.re
         WHEN task.created_at < job.cancel_before OR queue_job.metadata ? 'cancel_attempted_at'
             THEN 'it was cancelled'
     END AS cancelled,
-    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy,
+    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit,
     job.recovery_policy, job.recovery_limit
 FROM jsonb_to_recordset(%(lost)s::jsonb) AS lost(id uuid, evidence text, detail text)
 JOIN {schema}.tasks AS task ON task.id = lost.id
@@ -89,8 +89,9 @@ WHERE queue_job.state = 'running'
     );
 
 -- name: insert_recovery_jobs
--- One recovery job for a task, whoever asks and however often: its unique key is the task's.
-INSERT INTO {schema}.river_job (
+-- One recovery job for a task, whoever asks and however often: its unique key is the task's. One that somebody else has
+-- inserted is adopted.
+INSERT INTO {schema}.river_job AS known (
     kind, args, queue, priority, max_attempts, metadata, unique_key, unique_states
 )
 SELECT 'interval_job', args, queue, priority, max_attempts, jsonb_build_object('intervaljob:evidence', evidence),
@@ -100,10 +101,11 @@ FROM jsonb_to_recordset(%(recoveries)s::jsonb) AS recovery(
 )
 ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND unique_states IS NOT NULL
     AND {schema}.river_job_state_in_bitmask(unique_states, state)
-    DO NOTHING
+    DO UPDATE SET metadata = known.metadata || excluded.metadata
 RETURNING id AS queue_job_id, (args ->> 'task_id')::uuid AS task_id;
 
 -- name: mark_recovering
+-- The hold counts once the job is Forbid, which it may become at any time.
 WITH marked AS (
     UPDATE {schema}.tasks AS task
     SET status = 'recovering', recoveries = task.recoveries + recovery.counted::integer,
@@ -113,13 +115,14 @@ WITH marked AS (
             'outcome', 'lost', 'evidence', recovery.evidence, 'error', recovery.detail, 'recovered', true
         ))
     FROM jsonb_to_recordset(%(recoveries)s::jsonb) AS recovery(
-        task_id uuid, queue_job_id bigint, worker text, evidence text, detail text, counted boolean, forbid boolean
+        task_id uuid, queue_job_id bigint, worker text, evidence text, detail text, counted boolean
     )
     WHERE task.id = recovery.task_id AND task.status = 'running'
-    RETURNING task.id, task.job_id, task.queue_job_id, recovery.evidence, recovery.forbid
+    RETURNING task.id, task.job_id, task.queue_job_id, recovery.evidence
 ), held AS (
     INSERT INTO {schema}.forbid_holds (job_id, queue_job_id)
-    SELECT job_id, queue_job_id FROM marked WHERE forbid
+    SELECT job_id, queue_job_id FROM marked
+    ON CONFLICT DO NOTHING
 ), noted AS (
     INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
     SELECT job_id, id, 'recovered', evidence FROM marked
@@ -159,7 +162,7 @@ FOR UPDATE OF task SKIP LOCKED;
 
 -- name: read_stranded_tasks
 SELECT task.id AS task_id, task.job_id, task.payload, task.attempt, queue_job.state,
-    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit, job.concurrency_policy
+    job.user_id, job.workspace_id, job.queue, job.priority, job.backoff_limit
 FROM {schema}.tasks AS task
 JOIN {schema}.jobs AS job ON job.id = task.job_id
 LEFT JOIN {schema}.river_job AS queue_job ON queue_job.id = task.queue_job_id
@@ -171,12 +174,13 @@ WHERE task.id = ANY(%(tasks)s::uuid[])
 WITH queued AS (
     UPDATE {schema}.tasks AS task
     SET status = 'recovering', queue_job_id = recovery.queue_job_id
-    FROM jsonb_to_recordset(%(recoveries)s::jsonb) AS recovery(task_id uuid, queue_job_id bigint, forbid boolean)
+    FROM jsonb_to_recordset(%(recoveries)s::jsonb) AS recovery(task_id uuid, queue_job_id bigint)
     WHERE task.id = recovery.task_id AND task.status IN ('recovering', 'retrying')
-    RETURNING task.job_id, task.queue_job_id, recovery.forbid
+    RETURNING task.job_id, task.queue_job_id
 )
 INSERT INTO {schema}.forbid_holds (job_id, queue_job_id)
-SELECT job_id, queue_job_id FROM queued WHERE forbid;
+SELECT job_id, queue_job_id FROM queued
+ON CONFLICT DO NOTHING;
 
 -- name: cancel_stranded_tasks
 WITH ended AS (

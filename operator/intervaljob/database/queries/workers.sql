@@ -64,7 +64,10 @@ WITH tick AS (
     JOIN {schema}.workers AS worker ON worker.ended_at IS NULL AND worker.lease_expires_at >= tick.witnessed_at
 )
 SELECT ended.id, ended.name, next.seconds,
-    pg_notify('{schema}.worker_ended', json_build_object('worker', ended.id)::text)
+    CASE
+        WHEN ended.id IS NOT NULL
+            THEN pg_notify('{schema}.worker_ended', json_build_object('worker', ended.id)::text)
+    END
 FROM next
 LEFT JOIN ended ON true;
 

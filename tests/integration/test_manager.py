@@ -1,0 +1,110 @@
+"""A manager in this process: what lost answers, locked tables and stubborn handlers do to it."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Work, eventually, process_gone, runs, worker_settings
+
+from intervaljob.database.connection import Database
+from intervaljob.errors import DatabaseUnavailable
+from intervaljob.recovery.recover import give_back
+from intervaljob.worker import manager as module
+from intervaljob.worker.incarnation import Incarnation
+from intervaljob.worker.manager import Manager
+from intervaljob.worker.pool import Pool, pool
+
+
+@pytest.fixture(autouse=True)
+def _handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+@asynccontextmanager
+async def managed(url: str, **settings: Any) -> AsyncIterator[tuple[Manager, Pool, Incarnation]]:
+    """A manager at work."""
+    chosen = worker_settings(url, **{"handlers": "handlers_for_tests", "poll_seconds": 0.1, **settings})
+    async with Database(chosen, application="manager") as database, pool(chosen) as executors:
+        worker = Incarnation(database, chosen, name="w")
+        await worker.register()
+        manager = Manager(database, chosen, worker=worker, pool=executors, stopping=asyncio.Event())
+        running = asyncio.create_task(manager.run(), name="manager")
+        try:
+            yield manager, executors, worker
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+def payload(folder: Path) -> str:
+    return f'{{"started": "{folder / "started"}", "go": "{folder / "go"}"}}'
+
+
+async def begun(manager: Manager, executors: Pool) -> int:
+    """The process of the one attempt, once the handler has it."""
+    await eventually(
+        lambda: any(one.handed_over for one in manager._running.values()) and executors._executors, what="an attempt"
+    )
+    return next(iter(executors._executors))
+
+
+async def test_a_lost_answer_to_giving_back_does_not_make_a_manager_forget_the_next_attempt(
+    database_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same worker takes the recovery job before it knows that it had given the first attempt back."""
+    lost = asyncio.Event()
+
+    async def lossy(database: Database, **arguments: Any) -> int:
+        added = await give_back(database, **arguments)
+        if not lost.is_set():
+            lost.set()
+            raise DatabaseUnavailable("the answer to COMMIT was lost")
+        return added
+
+    monkeypatch.setattr(module, "give_back", lossy)
+    async with managed(database_url, lease_seconds=10) as (manager, executors, _):
+        await work.enqueue(await work.add_job(handler="test.waits", payload=payload(tmp_path)))
+        os.kill(await begun(manager, executors), signal.SIGKILL)
+        await lost.wait()
+        (task,) = await work.tasks()
+
+        async def again() -> bool:
+            row = await work.task(task["id"])
+            return (row["attempt"], row["status"]) == (2, "running")
+
+        await eventually(again, what="the second attempt")
+        first = [one for one in asyncio.all_tasks() if one.get_name() == f"task {task['id']}"]
+        await eventually(lambda: sum(not one.done() for one in first) <= 1, what="the first attempt is done with")
+        assert manager._running[task["id"]].attempt.number == 2
+
+
+async def test_renewals_reach_the_executors_while_another_statement_waits(
+    database_url: str, work: Work, tmp_path: Path
+) -> None:
+    """Somebody locks a table for longer than the lease; the lease is renewed all the time."""
+    async with managed(database_url, lease_seconds=3) as (manager, executors, worker):
+        await work.enqueue(await work.add_job(handler="test.waits", payload=payload(tmp_path)))
+        pid = await begun(manager, executors)
+        before = worker.deadline
+        async with work.database.transaction() as session:
+            await session.connection.execute(b"LOCK TABLE intervaljob.tasks")
+            await eventually(lambda: worker.deadline > before + 4, what="a lease's worth of renewals")
+            assert worker.alive()
+            assert runs(pid)
+
+
+async def test_an_attempt_that_was_taken_away_is_killed_and_not_asked(
+    database_url: str, work: Work, tmp_path: Path
+) -> None:
+    """Another worker has it already: each moment in which this one goes on is an overlap."""
+    settings = {"lease_seconds": 3, "cancel_seconds": 600}
+    async with managed(database_url, **settings) as (manager, executors, _):
+        await work.enqueue(await work.add_job(handler="test.stubborn", payload=payload(tmp_path)))
+        pid = await begun(manager, executors)
+        await work.execute("UPDATE {schema}.tasks SET attempt = 2, worker_id = gen_random_uuid()")
+        await process_gone(pid)
