@@ -107,6 +107,9 @@ def operator(namespace: Namespace, stack: Stack) -> Iterator[Process]:
         namespace.stack.kubectl("--namespace", namespace.name, "create", "--filename", "-", input=json.dumps(role))
         binding = f"{kind.lower()}binding"
         namespace.kubectl("create", binding, user, f"--{kind.lower()}={user}", f"--user={user}")
+    for resource in ("pods", "intervaljobs", "customresourcedefinitions"):
+        asked = ("auth", "can-i", "list", resource, f"--as={user}")
+        eventually(lambda asked=asked: "yes" in namespace.kubectl(*asked, check=False), what=" ".join(asked))  # type: ignore[misc]
     process = stack.start_operator(
         INTERVALJOB_WORKER_NAMESPACE=namespace.name, KUBECONFIG=str(stack.control_plane.kubeconfig_for(user))
     )

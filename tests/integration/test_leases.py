@@ -1,14 +1,16 @@
 """Leases: witnessed time, renewal, expiry, newer incarnations, ended containers, and the condemned."""
 
 import asyncio
+import os
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from support import Work
+from support import Work, eventually, worker_settings
 
-from intervaljob.database.connection import as_records
+from intervaljob.database.connection import Database, as_records
 from intervaljob.recovery.detector import end_expired
 from intervaljob.worker.fence import boot_time
 from intervaljob.worker.incarnation import Incarnation, Over
@@ -281,3 +283,35 @@ async def test_a_worker_registers_when_its_process_started(work: Work) -> None:
     (row,) = await work.execute("SELECT process_started_at FROM {schema}.workers WHERE id = %(id)s", id=worker.id)
     (clock,) = await work.execute("SELECT now() AS now")
     assert clock["now"] - timedelta(hours=1) < row["process_started_at"] < clock["now"]
+
+
+@pytest.mark.parametrize("hangs", [1, 2])
+async def test_renewals_that_hang_do_not_cost_the_lease(database_url: str, work: Work, hangs: int) -> None:
+    """The server process of the connection stands still, and so does the one of the next."""
+    settings = worker_settings(database_url, lease_seconds=10)
+    stopped: list[int] = []
+    async with Database(settings, application="frozen") as database:
+        worker = Incarnation(database, settings, name="w")
+        await worker.register()
+        keeping = asyncio.create_task(worker.keep(), name="lease")
+
+        async def renewing() -> list[int]:
+            rows = await work.execute(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'frozen' AND query LIKE '%%lease_clock%%'"
+            )
+            return [row["pid"] for row in rows if row["pid"] not in stopped]
+
+        try:
+            for _ in range(hangs):
+                (pid,) = await eventually(renewing, what="a connection that renews")
+                os.kill(pid, signal.SIGSTOP)
+                stopped.append(pid)
+            before = worker.deadline
+            await eventually(lambda: keeping.done() or worker.deadline > before + 8, what="renewed again", within=20)
+            assert worker.alive()
+            assert not keeping.done()
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)

@@ -69,6 +69,23 @@ class Session:
         except psycopg.Error as error:
             raise DatabaseError(f"{query}: {_line(error)}") from error
 
+    async def fetch_within(self, seconds: float, query: str, /, **parameters: object) -> list[Row]:
+        """The same, waiting so long for the answer; without one the connection is given up.
+
+        A cancelled `fetch` asks the server to cancel the statement, and waits for that as long as the server likes.
+        """
+        answer = asyncio.create_task(self.fetch(query, **parameters), name=query)
+        try:
+            await asyncio.wait({answer}, timeout=seconds)
+            if not answer.done():
+                raise DatabaseUnavailable(f"{query}: no answer within {seconds:.1f} s")
+            return answer.result()
+        finally:
+            if not answer.done():
+                await self.connection.close()
+                answer.cancel()
+                await asyncio.gather(answer, return_exceptions=True)
+
     async def run(self, text: str) -> None:
         """SQL of a migration, several statements at once."""
         await self.connection.execute(text.encode())
@@ -97,6 +114,7 @@ class Database:
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
         }
         self._pool = AsyncConnectionPool(
             self._dsn,

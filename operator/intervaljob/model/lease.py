@@ -23,7 +23,7 @@ def fence_after(lease_seconds: float) -> float:
 def renew_every(lease_seconds: float) -> float:
     """Seconds between the sendings of renewals, and the longest to wait for an answer: a fifth of the lease.
 
-    Two renewals in a row may be lost: the third is sent at three fifths, and its answer has the whole of a
-    period, since `4 * renew_every <= fence_after`.
+    Two renewals in a row may be lost: with the pauses after them the third is sent after three and two fifths of a
+    period, and the fence is at four periods at the earliest.
     """
     return lease_seconds / 5

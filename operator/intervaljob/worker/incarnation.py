@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
 from uuid import UUID, uuid4
@@ -71,12 +72,15 @@ class Incarnation:
     async def keep(self) -> None:
         """Renew for ever, a period after the last renewal was sent, however long its answer took.
 
+        One without an answer is given up after a period, and the next is sent over a new connection.
         Raises Over when the row has ended or is condemned, or the time has run out.
         """
         every = renew_every(self._settings.lease_seconds)
         while True:
             try:
-                async with self._database.dedicated() as session:
+                async with AsyncExitStack() as stack:
+                    async with asyncio.timeout(every):
+                        session = await stack.enter_async_context(self._database.dedicated())
                     while True:
                         sent = await self._renew(session, every)
                         await asyncio.sleep(sent + every - boot_time())
@@ -90,7 +94,7 @@ class Incarnation:
                         "error": error,
                     },
                 )
-                await asyncio.sleep(min(1.0, every / 4))
+                await asyncio.sleep(min(1.0, every / 5))
 
     async def watch_deadline(self) -> None:
         """Raises Over when the deadline has passed; a renewal in flight changes nothing then."""
@@ -128,8 +132,7 @@ class Incarnation:
     async def _renew(self, session: Session, bound: float) -> float:
         """Returns the boot time at which it was sent."""
         sent = boot_time()
-        async with asyncio.timeout(bound):
-            rows = await session.fetch("renew_lease", worker=self.id)
+        rows = await session.fetch_within(bound, "renew_lease", worker=self.id)
         if not rows:
             metrics.LEASE_RENEWALS.labels("ended").inc()
             raise Over("somebody declared this worker dead, or condemned it")
