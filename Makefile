@@ -51,6 +51,17 @@ programs: $(READY) ## Download or compile etcd, kube-apiserver and kubectl, unle
 test: programs ## All tests; ARGS="tests/unit -k schedule" chooses
 	$(BIN)/pytest --durations=10 $(ARGS)
 
+ROUNDS ?= 20
+SEED ?= 1
+
+.PHONY: chaos
+chaos: programs ## Fault campaign: ROUNDS=20 SEED=1; kills, freezes, cuts and deletes, then proves that nothing was lost
+	PYTHONPATH=tests $(BIN)/python -m chaos --rounds $(ROUNDS) --seed $(SEED) $(ARGS)
+
+.PHONY: model
+model: ## Check the model of the recovery protocol; needs Debian's package spin and a C compiler
+	docs/model/check
+
 # Run it
 
 .PHONY: crds

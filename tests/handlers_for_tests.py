@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -63,6 +64,10 @@ def dies(task: Task) -> Any:
             ctypes.string_at(0)
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "cpu_limit":
+            resource.setrlimit(resource.RLIMIT_CPU, (1, 2))
+            while True:
+                pass
         case "close":
             os.closerange(3, 256)
             time.sleep(60)

@@ -103,20 +103,24 @@ async def test_no_more_tasks_run_at_once_than_the_worker_may(work: Work, worker:
     assert {row["status"] for row in rows} == {"succeeded"}
 
 
-@pytest.mark.parametrize("how", ["exit", "segfault", "kill", "close"])
+@pytest.mark.parametrize("how", ["exit", "segfault", "kill", "cpu_limit", "close"])
 async def test_a_task_whose_process_died_is_recovered_at_once_under_its_id(
     work: Work, worker: NewWorker, how: str
 ) -> None:
     async with worker(poll_seconds=60) as process:
         await process.ready()
         payload = json.dumps({"how": how})
-        await work.enqueue(await work.add_job(handler="test.dies_once", payload=payload, active_deadline_seconds=2))
+        await work.enqueue(await work.add_job(handler="test.dies_once", payload=payload, active_deadline_seconds=4))
         await work.database.fetch("notify_queues", queues=["default"])
         (task,) = await ended(work)
     assert (task["status"], task["attempt"], task["recoveries"]) == ("succeeded", 2, 1)
     assert task["output"] == {"attempt": 2, "recovered": True}
     (new,) = await work.recovery_jobs()
     assert (new["metadata"], new["state"]) == ({"intervaljob:evidence": "executor_exited"}, "completed")
+    (lost,) = task["earlier_attempts"]
+    said = {"exit": "ended with 3", "segfault": "killed by signal 11", "cpu_limit": "killed by signal 24"}
+    said |= {"kill": "killed by signal 9", "close": "ended with 0"}
+    assert (lost["evidence"], lost["error"]) == ("executor_exited", said[how])
     assert f"Recovery job: using existing task {task['id']} for job {task['job_id']}" in process.log()
 
 

@@ -76,8 +76,10 @@ def test_an_object_with_other_annotations_alone_asks_for_nothing() -> None:
     assert (read.run_requested_at, read.cancel_requested_at) == (None, None)
 
 
-def test_an_object_that_waits_for_its_finalizers_is_being_deleted() -> None:
-    assert IntervalJob.from_body(body(deletionTimestamp="2026-11-23T11:00:00Z")).deleting
+def test_an_object_that_waits_for_its_finalizers_starts_nothing() -> None:
+    read = IntervalJob.from_body(body({"interval": "30s", "handler": "echo"}, deletionTimestamp="2026-11-23T11:00:00Z"))
+    assert read.deleting
+    assert definition(read).suspend
 
 
 @pytest.mark.parametrize("spec", [None, [], "echo", 7, {}, {"handler": None}, {"backoff": []}])

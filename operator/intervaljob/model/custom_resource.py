@@ -91,7 +91,10 @@ class IntervalJobSpec(_Model):
 
 @dataclass(frozen=True)
 class IntervalJob:
-    """One IntervalJob as it was read; `spec` and `status` are as they came, for a bad one is reported too."""
+    """One IntervalJob as it was read; `spec` and `status` are as they came, for a bad one is reported too.
+
+    One that is `deleting` waits for somebody else's finalizer, and starts nothing.
+    """
 
     uid: UUID
     namespace: str
@@ -179,7 +182,7 @@ def definition(resource: IntervalJob) -> Definition:
         schedule=schedule.expression if isinstance(schedule, Cron) else None,
         time_zone=schedule.zone if isinstance(schedule, Cron) else None,
         concurrency_policy=spec.concurrency_policy,
-        suspend=spec.suspend,
+        suspend=spec.suspend or resource.deleting,
         active_deadline_seconds=spec.active_deadline_seconds,
         backoff_limit=spec.backoff_limit,
         backoff_initial_seconds=spec.backoff.initial_seconds,
