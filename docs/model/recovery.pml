@@ -52,6 +52,7 @@ mtype = { NONE, DOWN, STARTING, UP,                         /* a worker's proces
 byte gap = 0;                   /* clock_timestamp() - lease_clock.ticked_at, as far as it counts */
 bool up = true;                 /* the database */
 byte faults = 0, disturbed = 0; /* disturbed: outages and steps of the database's clock */
+bool away = false;              /* all operators */
 bool calm = false;              /* no more faults; whoever has something to do does it before time passes */
 byte quiet = 0;                 /* units since then */
 
@@ -74,10 +75,13 @@ bool gone[WORKERS];             /* never restarted: its machine is lost */
 byte row[WORKERS];              /* Incarnation.id */
 byte deadline[WORKERS];         /* Incarnation.deadline - boot_time(), and the executors' kernel timers: pushed out
                                    together; an executor that was not told in time is one that crashed */
+bool fresh[WORKERS];            /* renewed in this unit: renew_every is one */
+bool frozen[WORKERS];           /* the manager; executors go on */
 bool draining[WORKERS];
 bool unsure[WORKERS];           /* _claim_until_stopping: the answer to a claim was lost */
 byte runs[WORKERS];             /* the executor's task + 1 */
 byte runs_attempt[WORKERS];
+bool saved[WORKERS];            /* one checkpoint is enough */
 mtype renewal[WORKERS] = NONE;
 byte renewal_row[WORKERS];
 byte age[WORKERS];              /* boot_time() - sent */
@@ -90,6 +94,7 @@ mtype statement[WORKERS] = NONE;
 byte statement_row[WORKERS];
 byte statement_task[WORKERS];
 byte statement_attempt[WORKERS];
+bool slow[WORKERS];             /* the statement is on its way for units */
 
 byte seen = 0;                  /* recover_orphans: task + 1 that an operator's first query saw as an orphan */
 
@@ -125,19 +130,19 @@ bool terminated[WORKERS];       /* a container's end that the operator has yet t
 #define HOLDS(r) ((status[0] == RUNNING && holder[0] == (r)) || (status[1] == RUNNING && holder[1] == (r)))
 #endif
 #ifdef LATE_CLAIM
-#define LATE_CLAIM_OF(w, r) (late_claim[w] == (r) + 1)
+#define NO_LATE_CLAIM(r) (late_claim[OWNER(r)] != (r) + 1)
 #else
-#define LATE_CLAIM_OF(w, r) false
+#define NO_LATE_CLAIM(r) true
 #endif
 #ifdef LATE_REGISTER
-#define LATE_REGISTER_OF(w, r) (late_register[w] == (r) + 1)
+#define NO_LATE_REGISTER(r) (late_register[OWNER(r)] != (r) + 1)
 #else
-#define LATE_REGISTER_OF(w, r) false
+#define NO_LATE_REGISTER(r) true
 #endif
 /* Nothing refers to this row any more: it may stand for a new one. */
-#define UNUSED(w, r) (ended[r] && !HOLDS(r) && !(statement[w] != NONE && statement_row[w] == (r)) \
-    && !(claim[w] != NONE && claim_row[w] == (r)) && late_renewal[w] != (r) + 1 \
-    && !LATE_CLAIM_OF(w, r) && !LATE_REGISTER_OF(w, r))
+#define UNUSED(r) (ended[r] && !HOLDS(r) && !(statement[OWNER(r)] != NONE && statement_row[OWNER(r)] == (r)) \
+    && !(claim[OWNER(r)] != NONE && claim_row[OWNER(r)] == (r)) && late_renewal[OWNER(r)] != (r) + 1 \
+    && NO_LATE_CLAIM(r) && NO_LATE_REGISTER(r))
 #if ROWS == 2
 #define EACH_ROW(P) (P(0) || P(1) || P(2) || P(3))
 #define ROW_OF(w, P) (P((w) * ROWS) || P((w) * ROWS + 1))
@@ -161,11 +166,31 @@ bool terminated[WORKERS];       /* a container's end that the operator has yet t
 #else
 #define SAME_ATTEMPT (attempt[t] == statement_attempt[w])
 #endif
-/* In a calm time this worker does something before time passes. */
-#define BUSY(w) ((process[w] == DOWN && !gone[w]) || process[w] == STARTING || renewal[w] != NONE \
-    || late_renewal[w] > 0 || claim[w] != NONE || statement[w] != NONE || runs[w] > 0 \
-    || (process[w] == UP && (deadline[w] < FENCE || draining[w] || unsure[w] || ANY_WAITING)))
-#define ANY_BUSY (BUSY(0) || BUSY(1) || gap > 0 || ANY_ORPHAN || seen > 0)
+#define AT_WORK(w) (!frozen[w])
+#define RENEWS(w) (renewal[w] == NONE && !fresh[w])
+#define CLAIMS(w) (process[w] == UP && row[w] == claim_row[w])
+#define CAN_CLAIM(w) (process[w] == UP && AT_WORK(w) && up && !draining[w] && ALIVE(w) && claim[w] == NONE && \
+    !unsure[w] && runs[w] == 0 && statement[w] == NONE && STANDS(row[w]))
+#define UNKNOWN_TASK(w, t) (status[t] == RUNNING && holder[t] == row[w] && runs[w] != (t) + 1)
+#if TASKS == 1
+#define HOLDS_UNKNOWN(w) UNKNOWN_TASK(w, 0)
+#else
+#define HOLDS_UNKNOWN(w) (UNKNOWN_TASK(w, 0) || UNKNOWN_TASK(w, 1))
+#endif
+#ifdef LOOK_AGAIN
+#define LOOKS(w) (HOLDS_UNKNOWN(w) && claim[w] == NONE)
+#else
+#define LOOKS(w) false
+#endif
+/* What is done before time passes: everything, but what is frozen, slow, or lasts. In a calm time that is nothing. */
+#define BUSY(w) ((process[w] == DOWN && !gone[w]) || (process[w] == STARTING && AT_WORK(w) && up && renewal[w] == NONE) \
+    || (process[w] == UP && AT_WORK(w) && (!ALIVE(w) || renewal[w] == REFUSED || \
+        (up && (RENEWS(w) || unsure[w] || draining[w] || (CAN_CLAIM(w) && ANY_WAITING) || LOOKS(w))))) \
+    || (up && statement[w] != NONE && !slow[w]) \
+    || (calm && (frozen[w] || renewal[w] != NONE || late_renewal[w] > 0 || claim[w] != NONE || statement[w] != NONE \
+        || runs[w] > 0)))
+#define OPERATORS_BUSY (up && !away && (gap > 0 || ANY_ORPHAN || seen > 0 || EXPIRED))
+#define ANY_BUSY (BUSY(0) || BUSY(1) || OPERATORS_BUSY)
 
 /* UPDATE lease_clock. */
 inline tick() {
@@ -234,17 +259,71 @@ inline recover(t) {
     assert(waiting[t] <= 1)                                     /* property 3 */
 }
 
+/* claim_queue_jobs: the statement's snapshot has the worker alive. It may commit later, whatever happened since. */
+inline open_claim(w, t) { claim[w] = OPEN; claim_row[w] = row[w]; claim_task[w] = t }
+
 /* The transaction of claims.py: judge(), start_tasks or resume_tasks; refuse_queue_jobs where that says no. */
-inline commit_claim(w, r, t) {
-    waiting[t]--;
+inline commit_claim(w) {
+    t = claim_task[w];
     if
-    :: status[t] == QUEUED || status[t] == WAITING ->
-        status[t] = RUNNING; attempt[t]++; holder[t] = r
-    :: else
+    :: waiting[t] > 0 && (status[t] == QUEUED || status[t] == WAITING) ->
+        waiting[t]--; status[t] = RUNNING; attempt[t]++; holder[t] = claim_row[w];
+        claim[w] = CLAIMED; claim_attempt[w] = attempt[t]
+    :: waiting[t] > 0 && (status[t] == RUNNING || status[t] == FINAL) -> waiting[t]--; no_claim(w)
+    :: else -> no_claim(w)          /* FOR UPDATE SKIP LOCKED: another took it */
+    fi;
+    t = 0
+}
+
+inline hand_over(w) {
+    if
+    :: claim[w] == CLAIMED && ALIVE(w) -> begin(w, claim_task[w], claim_attempt[w])
+    :: else                         /* nothing is handed over after the deadline */
+    fi;
+    no_claim(w)
+}
+
+inline give_back_unknown(w) {
+    for (i : 0 .. TASKS - 1) {
+        if
+        :: status[i] == RUNNING && holder[i] == row[w] && runs[w] != i + 1 -> recover(i)
+        :: else
+        fi
+    }
+    i = 0
+}
+
+inline choose_row(w) {
+    if
+    :: UNUSED(w * ROWS) -> renewal_row[w] = w * ROWS
+    :: else ->
+        if
+        :: UNUSED(w * ROWS + 1) -> renewal_row[w] = w * ROWS + 1
+        :: else -> renewal_row[w] = w * ROWS + ROWS - 1
+        fi
     fi
 }
 
-inline stop_executor(w) { runs[w] = 0; runs_attempt[w] = 0 }
+/* _push_out, and _pass_on_renewals. */
+inline renewed(w) {
+#ifdef DEADLINE_AFTER_REPLY
+    deadline[w] = FENCE;
+#else
+    deadline[w] = FENCE - age[w];
+#endif
+    fresh[w] = true;
+    no_renewal(w)
+}
+
+inline registered(w) { process[w] = UP; row[w] = renewal_row[w]; renewed(w) }
+
+/* The incarnation is no more, nor is any executor of its. */
+inline over(w) {
+    stop_executor(w); no_renewal(w);
+    row[w] = 0; deadline[w] = 0; fresh[w] = false; draining[w] = false; unsure[w] = false
+}
+
+inline stop_executor(w) { runs[w] = 0; runs_attempt[w] = 0; saved[w] = false }
 
 inline begin(w, t, a) {
     assert(runs[1 - (w)] != (t) + 1);                           /* property 1 */
@@ -258,7 +337,7 @@ inline say(w, kind, t, a) {
     statement[w] = kind; statement_row[w] = row[w]; statement_task[w] = t; statement_attempt[w] = a
 }
 
-inline said(w) { statement[w] = NONE; statement_row[w] = 0; statement_task[w] = 0; statement_attempt[w] = 0 }
+inline said(w) { statement[w] = NONE; statement_row[w] = 0; statement_task[w] = 0; statement_attempt[w] = 0; slow[w] = false }
 
 /* finish_tasks, save_checkpoint, give_back with lock_own_tasks: the fence. */
 inline apply_statement(w) {
@@ -285,128 +364,108 @@ inline no_renewal(w) { renewal[w] = NONE; renewal_row[w] = 0; age[w] = 0 }
 inline no_claim(w) { claim[w] = NONE; claim_row[w] = 0; claim_task[w] = 0; claim_attempt[w] = 0 }
 
 proctype Worker(byte w) {
-    byte i;
+    byte i, t;
 end:
     do
     /* -- incarnation.py, serving.py ------------------------------------------------------------------------- */
-    :: d_step { process[w] == DOWN && !gone[w] -> process[w] = STARTING }
-    :: d_step { process[w] == STARTING && renewal[w] == NONE && UNUSED(w, w * ROWS) ->          /* register: sent */
-            renewal[w] = REGISTER; renewal_row[w] = w * ROWS }
-    :: d_step { process[w] == STARTING && renewal[w] == NONE && UNUSED(w, w * ROWS + 1) && !UNUSED(w, w * ROWS) ->
-            renewal[w] = REGISTER; renewal_row[w] = w * ROWS + 1 }
-#if ROWS > 2
-    :: d_step { process[w] == STARTING && renewal[w] == NONE && UNUSED(w, w * ROWS + 2) && !UNUSED(w, w * ROWS + 1) &&
-                !UNUSED(w, w * ROWS) ->
-            renewal[w] = REGISTER; renewal_row[w] = w * ROWS + 2 }
-#endif
-    :: d_step { renewal[w] == REGISTERED ->                     /* register: answered; _push_out */
-#ifdef DEADLINE_AFTER_REPLY
-            deadline[w] = FENCE;
-#else
-            deadline[w] = FENCE - age[w];
-#endif
-            process[w] = UP; row[w] = renewal_row[w]; no_renewal(w) }
-    :: d_step { process[w] == UP && renewal[w] == NONE && deadline[w] < FENCE && !draining[w] ->    /* _renew: sent */
-            renewal[w] = RENEW; renewal_row[w] = row[w] }
-    :: d_step { renewal[w] == RENEWED && ALIVE(w) ->            /* _renew: answered; _push_out, _pass_on_renewals */
-#ifdef DEADLINE_AFTER_REPLY
-            deadline[w] = FENCE;
-#else
-            deadline[w] = FENCE - age[w];
-#endif
-            no_renewal(w) }
+    :: d_step { process[w] == DOWN && !gone[w] && renewal[w] == NONE -> process[w] = STARTING }
+    :: d_step { process[w] == STARTING && AT_WORK(w) && up && renewal[w] == NONE && ROW_OF(w, UNUSED) ->    /* register */
+            choose_row(w); apply_register(w, renewal_row[w]); registered(w) }
+    :: d_step { FAULT && process[w] == STARTING && AT_WORK(w) && renewal[w] == NONE && ROW_OF(w, UNUSED) ->
+            faults++; choose_row(w); renewal[w] = REGISTER }                            /* slowly, as below */
+    :: d_step { renewal[w] == REGISTERED && AT_WORK(w) -> registered(w) }
+    :: d_step { process[w] == UP && AT_WORK(w) && up && RENEWS(w) && ALIVE(w) ->                                /* _renew */
+            renewal_row[w] = row[w];
+            if
+            :: STANDS(row[w]) -> apply_renewal(row[w]); renewed(w)
+            :: else -> renewal[w] = REFUSED
+            fi }
+    :: d_step { FAULT && process[w] == UP && AT_WORK(w) && RENEWS(w) && ALIVE(w) ->
+            faults++; renewal_row[w] = row[w]; renewal[w] = RENEW }
+    :: d_step { renewal[w] == RENEWED && AT_WORK(w) && ALIVE(w) -> renewed(w) }
     /* Over: refused, answered too late, or watch_deadline. Leaving pool() kills the executors; a condemned
-       incarnation may then say goodbye: end_condemned_worker. */
-    :: d_step { process[w] == UP && (!ALIVE(w) || renewal[w] == REFUSED) ->
-            stop_executor(w); no_renewal(w); deadline[w] = 0; draining[w] = false; unsure[w] = false;
-            process[w] = STARTING;
+       incarnation then says goodbye if the database is there: end_condemned_worker. */
+    :: d_step { process[w] == UP && AT_WORK(w) && (!ALIVE(w) || renewal[w] == REFUSED) ->
             if
             :: up && condemned[row[w]] && !ended[row[w]] -> end_row(row[w])
             :: else
             fi;
-            row[w] = 0 }
+            over(w); process[w] = STARTING }
     /* -- manager.py, claims.py ------------------------------------------------------------------------------ */
-    /* claim_queue_jobs: the statement's snapshot has the worker alive. It commits later, whatever happened since. */
-    :: d_step { process[w] == UP && up && !draining[w] && ALIVE(w) && claim[w] == NONE && !unsure[w] && runs[w] == 0 &&
-                !ended[row[w]] && !condemned[row[w]] && waiting[0] > 0 ->
-            claim[w] = OPEN; claim_row[w] = row[w]; claim_task[w] = 0 }
+    /* One transaction, and its answer: _execute hands the attempt over while the lease has time. */
+    :: d_step { CAN_CLAIM(w) && waiting[0] > 0 -> open_claim(w, 0); commit_claim(w); hand_over(w) }
+    :: d_step { FAULT && CAN_CLAIM(w) && waiting[0] > 0 -> faults++; open_claim(w, 0) }
 #if TASKS > 1
-    :: d_step { process[w] == UP && up && !draining[w] && ALIVE(w) && claim[w] == NONE && !unsure[w] && runs[w] == 0 &&
-                !ended[row[w]] && !condemned[row[w]] && waiting[1] > 0 ->
-            claim[w] = OPEN; claim_row[w] = row[w]; claim_task[w] = 1 }
+    :: d_step { CAN_CLAIM(w) && waiting[1] > 0 -> open_claim(w, 1); commit_claim(w); hand_over(w) }
+    :: d_step { FAULT && CAN_CLAIM(w) && waiting[1] > 0 -> faults++; open_claim(w, 1) }
 #endif
-    /* Its answer: _execute hands the attempt over while the lease has time; else Over comes. */
-    :: d_step { claim[w] == CLAIMED && process[w] == UP && row[w] == claim_row[w] ->
-            if
-            :: ALIVE(w) -> begin(w, claim_task[w], claim_attempt[w])
-            :: else
-            fi;
-            no_claim(w) }
-    /* A claim of an incarnation that is over: nobody hears the answer, or it never commits. */
-    :: d_step { claim[w] != NONE && !(process[w] == UP && row[w] == claim_row[w]) -> no_claim(w) }
+    :: d_step { claim[w] == CLAIMED && CLAIMS(w) && AT_WORK(w) -> hand_over(w) }
     /* _give_back_unknown: unknown_tasks, then give_back. */
-    :: d_step { process[w] == UP && up && unsure[w] && statement[w] == NONE ->
-            for (i : 0 .. TASKS - 1) {
-                if
-                :: status[i] == RUNNING && holder[i] == row[w] && runs[w] != i + 1 -> recover(i)
-                :: else
-                fi
-            }
-            i = 0;
+    :: d_step { process[w] == UP && AT_WORK(w) && up && unsure[w] && statement[w] == NONE -> give_back_unknown(w);
             unsure[w] = false }
-    /* _work, conclude: the executor has ended its attempt, well or to be tried again. */
-    :: d_step { runs[w] > 0 && process[w] == UP && statement[w] == NONE ->
-            say(w, FINISH, runs[w] - 1, runs_attempt[w]); stop_executor(w) }
-    :: d_step { runs[w] > 0 && process[w] == UP && statement[w] == NONE && runs_attempt[w] <= RLIMIT ->
-            say(w, RETRY, runs[w] - 1, runs_attempt[w]); stop_executor(w) }
-#ifdef CHECKPOINTS
-    :: d_step { !calm && runs[w] > 0 && process[w] == UP && statement[w] == NONE ->             /* _checkpoint */
-            say(w, SAVE, runs[w] - 1, runs_attempt[w]) }
+#ifdef LOOK_AGAIN
+    :: d_step { process[w] == UP && AT_WORK(w) && up && HOLDS_UNKNOWN(w) && claim[w] == NONE && statement[w] == NONE ->
+            give_back_unknown(w) }
 #endif
-    /* Statements are sent again until they are answered, but not by an incarnation that is over. */
-    :: d_step { statement[w] != NONE && !OURS(w) -> said(w) }
+    /* _work, conclude: the executor has ended its attempt, well or to be tried again. */
+    :: d_step { runs[w] > 0 && process[w] == UP && AT_WORK(w) && statement[w] == NONE ->
+            say(w, FINISH, runs[w] - 1, runs_attempt[w]); stop_executor(w) }
+    :: d_step { runs[w] > 0 && process[w] == UP && AT_WORK(w) && statement[w] == NONE && runs_attempt[w] <= RLIMIT ->
+            say(w, RETRY, runs[w] - 1, runs_attempt[w]); stop_executor(w) }
+    :: d_step { !calm && runs[w] > 0 && process[w] == UP && AT_WORK(w) && statement[w] == NONE && !saved[w] ->
+            say(w, SAVE, runs[w] - 1, runs_attempt[w]); saved[w] = true }                           /* _checkpoint */
     /* _drain: kill_all, and what was left is given back; then end_worker. */
-    :: d_step { FAULT && process[w] == UP && !draining[w] && claim[w] == NONE && statement[w] == NONE ->
+    :: d_step { FAULT && process[w] == UP && AT_WORK(w) && !draining[w] && claim[w] == NONE && statement[w] == NONE ->
             faults++; draining[w] = true;
             if
             :: runs[w] > 0 -> say(w, LOST, runs[w] - 1, runs_attempt[w])
             :: else
             fi;
             stop_executor(w) }
-    :: d_step { draining[w] && process[w] == UP && up && statement[w] == NONE && claim[w] == NONE ->
+    :: d_step { draining[w] && process[w] == UP && AT_WORK(w) && up && statement[w] == NONE && claim[w] == NONE ->
             if
             :: !ended[row[w]] -> end_row(row[w])
             :: else
             fi;
-            no_renewal(w); row[w] = 0; deadline[w] = 0; draining[w] = false; unsure[w] = false; process[w] = DOWN }
-    /* -- faults --------------------------------------------------------------------------------------------- */
-    /* The executor crashes: the zygote buries it, and the manager gives the attempt back (executor_exited). */
-    :: d_step { FAULT && runs[w] > 0 && process[w] == UP && statement[w] == NONE ->
-            faults++; say(w, LOST, runs[w] - 1, runs_attempt[w]); stop_executor(w) }
-    /* The manager crashes: PR_SET_PDEATHSIG ends the zygote and the executors. Or its container ends. */
-    :: d_step { FAULT && process[w] == UP ->
-            faults++;
-#ifdef NO_PARENT_DEATH
-            orphan[w] = runs[w]; orphan_deadline[w] = deadline[w];
-#endif
-#ifdef NO_STARTED_AT
-            terminated[w] = true;
-#endif
-            stop_executor(w); no_renewal(w);
-            dead[row[w]] = !ended[row[w]]; row[w] = 0;
-            deadline[w] = 0; draining[w] = false; unsure[w] = false; process[w] = DOWN }
-    :: d_step { FAULT && process[w] == DOWN && !gone[w] && !gone[1 - w] -> faults++; gone[w] = true }
-    /* The network loses a request or an answer, or the answer comes after the bound (asyncio.timeout in _renew). */
-    :: d_step { FAULT && (renewal[w] == REGISTERED || renewal[w] == RENEWED || renewal[w] == REFUSED) ->
-            faults++; no_renewal(w) }
-    :: d_step { FAULT && renewal[w] == RENEW && late_renewal[w] == 0 ->
-            faults++; late_renewal[w] = renewal_row[w] + 1; no_renewal(w) }
+            over(w); process[w] = DOWN }
+    /* -- what is on its way ---------------------------------------------------------------------------------- */
+    :: d_step { up && renewal[w] == REGISTER -> apply_register(w, renewal_row[w]); renewal[w] = REGISTERED }
+    :: d_step { up && renewal[w] == RENEW ->
+            if
+            :: STANDS(renewal_row[w]) -> apply_renewal(renewal_row[w]); renewal[w] = RENEWED
+            :: else -> renewal[w] = REFUSED
+            fi }
+    :: d_step { up && claim[w] == OPEN -> commit_claim(w) }
+    /* The statement is applied and answered; or it is applied and the answer is lost, so that Finisher, _give_back
+       or _checkpoint sends it again; or it is slow: the same step, later. */
+    :: d_step { up && statement[w] != NONE -> apply_statement(w); said(w) }
+    :: d_step { FAULT && up && statement[w] != NONE && OURS(w) -> faults++; apply_statement(w) }
+    :: d_step { FAULT && statement[w] != NONE && !slow[w] -> faults++; slow[w] = true }
+    /* What is lost: a request, or its answer; or the bound on a renewal is over (asyncio.timeout in _renew), and it
+       may reach the database all the same. Whoever is over hears no answer, and a statement of his may be lost. */
+    :: d_step { renewal[w] == REGISTER || renewal[w] == REGISTERED ->
 #ifdef LATE_REGISTER
-    :: d_step { FAULT && renewal[w] == REGISTER && late_register[w] == 0 ->
-            faults++; late_register[w] = renewal_row[w] + 1; no_renewal(w) }
+            if
+            :: renewal[w] == REGISTER && late_register[w] == 0 -> late_register[w] = renewal_row[w] + 1
+            :: else
+            fi;
 #endif
-    :: d_step { FAULT && claim[w] != NONE && process[w] == UP && row[w] == claim_row[w] ->
-            faults++;
+            no_renewal(w) }
+    :: d_step { renewal[w] == RENEWED -> no_renewal(w) }
+    :: d_step { renewal[w] == RENEW ->
+            if
+            :: late_renewal[w] == 0 -> late_renewal[w] = renewal_row[w] + 1
+            :: else
+            fi;
+            no_renewal(w) }
+    :: d_step { up && late_renewal[w] > 0 ->
+            if
+            :: STANDS(late_renewal[w] - 1) -> apply_renewal(late_renewal[w] - 1)
+            :: else
+            fi;
+            late_renewal[w] = 0 }
+    :: d_step { claim[w] != NONE && !CLAIMS(w) -> no_claim(w) }
+    :: d_step { !calm && claim[w] != NONE && CLAIMS(w) ->
 #ifdef LATE_CLAIM
             if
             :: claim[w] == OPEN && late_claim[w] == 0 ->
@@ -415,54 +474,51 @@ end:
             fi;
 #endif
             no_claim(w); unsure[w] = true }
-    od
-}
-
-/* What the database does with the statements of a worker, when they reach it. */
-proctype Database(byte w) {
-    byte i, t;
-end:
-    do
-    :: d_step { up && renewal[w] == REGISTER ->                                                 /* register_worker */
-            apply_register(w, renewal_row[w]); renewal[w] = REGISTERED }
-    :: d_step { up && renewal[w] == RENEW ->                                                    /* renew_lease */
-            if
-            :: !ended[renewal_row[w]] && !condemned[renewal_row[w]] ->
-                apply_renewal(renewal_row[w]); renewal[w] = RENEWED
-            :: else -> renewal[w] = REFUSED
-            fi }
-    :: d_step { up && late_renewal[w] > 0 ->
-            if
-            :: !ended[late_renewal[w] - 1] && !condemned[late_renewal[w] - 1] -> apply_renewal(late_renewal[w] - 1)
-            :: else
-            fi;
-            late_renewal[w] = 0 }
-    :: d_step { up && claim[w] == OPEN ->                       /* FOR UPDATE SKIP LOCKED; COMMIT */
-            if
-            :: waiting[claim_task[w]] > 0 ->
-                commit_claim(w, claim_row[w], claim_task[w]);
-                if
-                :: status[claim_task[w]] == RUNNING && holder[claim_task[w]] == claim_row[w] ->
-                    claim[w] = CLAIMED; claim_attempt[w] = attempt[claim_task[w]]
-                :: else -> no_claim(w)
-                fi
-            :: else -> no_claim(w)
-            fi }
+    :: d_step { statement[w] != NONE && !OURS(w) -> said(w) }
 #ifdef LATE_REGISTER
     :: d_step { up && late_register[w] > 0 ->
-            apply_register(w, late_register[w] - 1); late_register[w] = 0 }
+#ifdef ORDERED_REGISTER
+            if      /* it ends no row that is newer than itself */
+            :: process[w] == UP
+            :: else -> apply_register(w, late_register[w] - 1)
+            fi;
+#else
+            apply_register(w, late_register[w] - 1);
+#endif
+            late_register[w] = 0 }
 #endif
 #ifdef LATE_CLAIM
-    :: d_step { up && late_claim[w] > 0 ->
+    :: d_step { up && late_claim[w] > 0 && claim[w] == NONE ->
+            claim_row[w] = late_claim[w] - 1; claim_task[w] = late_claim_task[w]; commit_claim(w);
+            no_claim(w); late_claim[w] = 0; late_claim_task[w] = 0 }
+#endif
+    /* -- faults --------------------------------------------------------------------------------------------- */
+    :: d_step { FAULT && process[w] != DOWN && !frozen[w] -> faults++; frozen[w] = true }     /* SIGSTOP, no CPU */
+    :: d_step { frozen[w] -> frozen[w] = false }
+    /* The executor crashes: the zygote buries it, and the manager gives the attempt back (executor_exited). */
+    :: d_step { FAULT && runs[w] > 0 && process[w] == UP && statement[w] == NONE ->
+            faults++; say(w, LOST, runs[w] - 1, runs_attempt[w]); stop_executor(w) }
+    /* The manager crashes: PR_SET_PDEATHSIG ends the zygote and the executors. Or its container ends. */
+    :: d_step { FAULT && process[w] != DOWN ->
+            faults++; frozen[w] = false;
+#ifdef NO_PARENT_DEATH
+            orphan[w] = runs[w]; orphan_deadline[w] = deadline[w];
+#endif
+#ifdef NO_STARTED_AT
+            terminated[w] = true;
+#endif
+#ifdef LATE_REGISTER
             if
-            :: waiting[late_claim_task[w]] > 0 -> commit_claim(w, late_claim[w] - 1, late_claim_task[w])
+            :: renewal[w] == REGISTER && late_register[w] == 0 -> late_register[w] = renewal_row[w] + 1
             :: else
             fi;
-            late_claim[w] = 0; late_claim_task[w] = 0 }
 #endif
-    /* Answered; or the answer is lost, and Finisher, _give_back or _checkpoint sends it again. */
-    :: d_step { up && statement[w] != NONE -> apply_statement(w); said(w) }
-    :: d_step { FAULT && up && statement[w] != NONE && OURS(w) -> faults++; apply_statement(w) }
+            if
+            :: process[w] == UP -> dead[row[w]] = !ended[row[w]]
+            :: else
+            fi;
+            over(w); process[w] = DOWN }
+    :: d_step { FAULT && process[w] == DOWN && !gone[w] && !gone[1 - w] -> faults++; gone[w] = true }
     od
 }
 
@@ -472,7 +528,7 @@ proctype Operator() {
 end:
     do
     /* tick_and_end_expired */
-    :: d_step { up && (gap > 0 || EXPIRED) ->
+    :: d_step { up && !away && (gap > 0 || EXPIRED) ->
             tick();
             for (i : 0 .. WORKERS * ROWS - 1) {
                 if
@@ -484,12 +540,12 @@ end:
             }
             i = 0 }
     /* recover_orphans: lock_orphans, whose snapshot may be old when it gets the lock ... */
-    :: d_step { up && seen == 0 && SEEN_AS_ORPHAN(0) -> seen = 1 }
+    :: d_step { up && !away && seen == 0 && SEEN_AS_ORPHAN(0) -> seen = 1 }
 #if TASKS > 1
-    :: d_step { up && seen == 0 && SEEN_AS_ORPHAN(1) -> seen = 2 }
+    :: d_step { up && !away && seen == 0 && SEEN_AS_ORPHAN(1) -> seen = 2 }
 #endif
     /* ... then, with the lock, read_orphans and the rest. */
-    :: d_step { up && seen > 0 ->
+    :: d_step { up && !away && seen > 0 ->
             if
 #ifdef NO_RECHECK
             :: status[seen - 1] == RUNNING -> recover(seen - 1)
@@ -505,12 +561,12 @@ end:
             seen = 0 }
     :: d_step { !calm && seen > 0 -> seen = 0 }                                         /* a crash in between */
     /* Another operator does both at once. */
-    :: d_step { up && IS_ORPHAN(0) -> recover(0) }
+    :: d_step { up && !away && IS_ORPHAN(0) -> recover(0) }
 #if TASKS > 1
-    :: d_step { up && IS_ORPHAN(1) -> recover(1) }
+    :: d_step { up && !away && IS_ORPHAN(1) -> recover(1) }
 #endif
     /* end_workers_of_containers: `container_terminated` */
-    :: d_step { up && ANY_DEAD ->
+    :: d_step { up && !away && ANY_DEAD ->
             for (i : 0 .. WORKERS * ROWS - 1) {
                 if
                 :: dead[i] && !ended[i] -> end_row(i)
@@ -519,12 +575,12 @@ end:
             }
             i = 0 }
 #ifdef NO_STARTED_AT
-    :: d_step { up && terminated[0] -> terminated[0] = false; end_all(0) }
-    :: d_step { up && terminated[1] -> terminated[1] = false; end_all(1) }
+    :: d_step { up && !away && terminated[0] -> terminated[0] = false; end_all(0) }
+    :: d_step { up && !away && terminated[1] -> terminated[1] = false; end_all(1) }
 #endif
     /* condemn_workers_of_pods: `pod_gone`, whether its processes run or not */
-    :: d_step { FAULT && up && LIVE_ROW(0) -> faults++; condemn(0) }
-    :: d_step { FAULT && up && LIVE_ROW(1) -> faults++; condemn(1) }
+    :: d_step { FAULT && up && !away && LIVE_ROW(0) -> faults++; condemn(0) }
+    :: d_step { FAULT && up && !away && LIVE_ROW(1) -> faults++; condemn(1) }
     od
 }
 
@@ -532,7 +588,7 @@ proctype Time() {
     byte i;
 end:
     do
-    :: d_step { !(calm && (ALL_FINAL || ANY_BUSY)) && !(calm && quiet > BOUND) ->
+    :: d_step { !ANY_BUSY && !(calm && ALL_FINAL) ->
             if
             :: calm -> quiet++; assert(quiet <= BOUND)                                  /* property 2 */
             :: else
@@ -540,11 +596,11 @@ end:
             for (i : 0 .. WORKERS - 1) {
                 if
 #ifdef NO_FENCE
-                :: deadline[i] == 0
+                :: deadline[i] == 0 -> fresh[i] = false
 #else
-                :: deadline[i] == 0 -> stop_executor(i)         /* fence.py: the kernel, whatever the manager does */
+                :: deadline[i] == 0 -> fresh[i] = false; stop_executor(i)       /* fence.py: the kernel, whatever the manager does */
 #endif
-                :: else -> deadline[i]--
+                :: else -> fresh[i] = false; deadline[i]--
                 fi;
 #ifdef NO_PARENT_DEATH
                 if
@@ -568,13 +624,15 @@ end:
     :: d_step { FAULT && up -> faults++; disturbed++; up = false }      /* an outage, of any length */
     :: d_step { !up -> up = true }
     :: d_step { FAULT && up && gap < MAXGAP -> faults++; disturbed++; gap = MAXGAP }    /* the clock is stepped */
-    :: d_step { !calm && up && !(gone[0] && gone[1]) -> calm = true }
+    :: d_step { FAULT && !away -> faults++; away = true }
+    :: d_step { away -> away = false }
+    :: d_step { !calm && up && !away -> calm = true }
     od
 }
 
 init {
     atomic {
         gap = 0;
-        run Worker(0); run Worker(1); run Database(0); run Database(1); run Operator(); run Time()
+        run Worker(0); run Worker(1); run Operator(); run Time()
     }
 }
