@@ -1,8 +1,9 @@
 /* The recovery protocol: who may run a task, who is dead, and what becomes of the dead one's task.
  *
  * Each step names the statement (queries/NAME.sql) or the function that it stands for. A step is atomic where the
- * code has one statement, one transaction, or no await. What is not a step of its own happens by not stepping: a
- * frozen process, a slow network and an operator that is away are actors that do not act while time passes.
+ * code has one statement, one transaction, or no await. Events of one unit of time come in any order; before the
+ * next unit everything has been done that is due, but for what a fault holds up: a frozen manager, a slow network, a
+ * database or operators that are away. How long that lasts is open; how many faults there are is bounded.
  * README.md says what is left out, and what each macro NO_..., LATE_... takes out or adds.
  */
 
@@ -10,7 +11,7 @@
 #define TASKS 1
 #endif
 #ifndef FAULTS
-#define FAULTS 1        /* crashes, drains, lost messages, condemnations, outages, steps of the clock: all together */
+#define FAULTS 2        /* crashes, drains, lost messages, condemnations, outages, steps of the clock: all together */
 #endif
 #ifndef LEASE
 #define LEASE 4         /* lease_seconds */
@@ -28,7 +29,7 @@
 #define MARGIN MAXTICK  /* model/lease.py, fence_after: the lease less the two seconds */
 #endif
 #ifndef BOUND
-#define BOUND (LEASE + 2)
+#define BOUND (LEASE + 1)
 #endif
 #define WORKERS 2
 #define FENCE (LEASE - MARGIN)
@@ -48,12 +49,14 @@ mtype = { NONE, DOWN, STARTING, UP,                         /* a worker's proces
           FINISH, RETRY, LOST, SAVE,                        /* its other statements */
           QUEUED, RUNNING, WAITING, FINAL };                /* a task: no row yet, running, recovering or retrying */
 
-/* Time. One unit passes at once for every clock (assumption 1), and events of one unit come in any order. */
+/* Time. One unit passes at once for every clock: they advance at the same rate. */
 byte gap = 0;                   /* clock_timestamp() - lease_clock.ticked_at, as far as it counts */
 bool up = true;                 /* the database */
-byte faults = 0, disturbed = 0; /* disturbed: outages and steps of the database's clock */
+byte faults = 0;
+byte disturbed = 0;             /* ghost: outages, and steps of the database's clock */
+bool stepped = false;           /* that clock has been set forward */
 bool away = false;              /* all operators */
-bool calm = false;              /* no more faults; whoever has something to do does it before time passes */
+bool calm = false;              /* no more faults, and nothing is held up any more */
 byte quiet = 0;                 /* units since then */
 
 /* Rows of `workers`. `lease` is lease_expires_at - witnessed_at; 0 stands for "less than the witness". */
@@ -113,7 +116,7 @@ byte orphan_deadline[WORKERS];
 bool terminated[WORKERS];       /* a container's end that the operator has yet to hear of */
 #endif
 
-#define FAULT (!calm && faults < FAULTS)
+#define FAULT (faults < FAULTS)
 #define IS_FINAL(t) (status[t] == FINAL)
 #define IS_ORPHAN(t) (status[t] == RUNNING && ended[holder[t]])
 #define ALIVE(w) (deadline[w] > 0)                              /* Incarnation.alive */
@@ -170,7 +173,7 @@ bool terminated[WORKERS];       /* a container's end that the operator has yet t
 #define RENEWS(w) (renewal[w] == NONE && !fresh[w])
 #define CLAIMS(w) (process[w] == UP && row[w] == claim_row[w])
 #define CAN_CLAIM(w) (process[w] == UP && AT_WORK(w) && up && !draining[w] && ALIVE(w) && claim[w] == NONE && \
-    !unsure[w] && runs[w] == 0 && statement[w] == NONE && STANDS(row[w]))
+    !unsure[w] && runs[w] == 0 && STANDS(row[w]))
 #define UNKNOWN_TASK(w, t) (status[t] == RUNNING && holder[t] == row[w] && runs[w] != (t) + 1)
 #if TASKS == 1
 #define HOLDS_UNKNOWN(w) UNKNOWN_TASK(w, 0)
@@ -178,14 +181,16 @@ bool terminated[WORKERS];       /* a container's end that the operator has yet t
 #define HOLDS_UNKNOWN(w) (UNKNOWN_TASK(w, 0) || UNKNOWN_TASK(w, 1))
 #endif
 #ifdef LOOK_AGAIN
-#define LOOKS(w) (HOLDS_UNKNOWN(w) && claim[w] == NONE)
+#define GIVES_BACK(w) (statement[w] == NONE && claim[w] == NONE && (unsure[w] || HOLDS_UNKNOWN(w)))
 #else
-#define LOOKS(w) false
+#define GIVES_BACK(w) (statement[w] == NONE && unsure[w])
 #endif
+#define LEAVES(w) (draining[w] && statement[w] == NONE && claim[w] == NONE)
 /* What is done before time passes: everything, but what is frozen, slow, or lasts. In a calm time that is nothing. */
-#define BUSY(w) ((process[w] == DOWN && !gone[w]) || (process[w] == STARTING && AT_WORK(w) && up && renewal[w] == NONE) \
+#define BUSY(w) ((process[w] == DOWN && !gone[w]) \
+    || (process[w] == STARTING && AT_WORK(w) && up && renewal[w] == NONE) \
     || (process[w] == UP && AT_WORK(w) && (!ALIVE(w) || renewal[w] == REFUSED || \
-        (up && (RENEWS(w) || unsure[w] || draining[w] || (CAN_CLAIM(w) && ANY_WAITING) || LOOKS(w))))) \
+        (up && (RENEWS(w) || GIVES_BACK(w) || LEAVES(w) || (CAN_CLAIM(w) && ANY_WAITING))))) \
     || (up && statement[w] != NONE && !slow[w]) \
     || (calm && (frozen[w] || renewal[w] != NONE || late_renewal[w] > 0 || claim[w] != NONE || statement[w] != NONE \
         || runs[w] > 0)))
@@ -252,11 +257,10 @@ inline recover(t) {
 #ifdef NO_UNIQUE
     :: else -> waiting[t]++; status[t] = WAITING; holder[t] = NOBODY
 #else
-    :: attempt[t] <= RLIMIT && waiting[t] == 0 -> waiting[t]++; status[t] = WAITING; holder[t] = NOBODY
-    :: else     /* ON CONFLICT (unique_key) DO NOTHING: not marked either */
+    :: else -> waiting[t] = 1; status[t] = WAITING; holder[t] = NOBODY     /* ON CONFLICT (unique_key): adopted */
 #endif
     fi;
-    assert(waiting[t] <= 1)                                     /* property 3 */
+    assert(waiting[t] <= 1)                                     /* property 3: one recovery job */
 }
 
 /* claim_queue_jobs: the statement's snapshot has the worker alive. It may commit later, whatever happened since. */
@@ -326,7 +330,7 @@ inline over(w) {
 inline stop_executor(w) { runs[w] = 0; runs_attempt[w] = 0; saved[w] = false }
 
 inline begin(w, t, a) {
-    assert(runs[1 - (w)] != (t) + 1);                           /* property 1 */
+    assert(runs[1 - (w)] != (t) + 1);                           /* property 1: no overlap */
 #ifdef NO_PARENT_DEATH
     assert(orphan[0] != (t) + 1 && orphan[1] != (t) + 1);
 #endif
@@ -337,7 +341,9 @@ inline say(w, kind, t, a) {
     statement[w] = kind; statement_row[w] = row[w]; statement_task[w] = t; statement_attempt[w] = a
 }
 
-inline said(w) { statement[w] = NONE; statement_row[w] = 0; statement_task[w] = 0; statement_attempt[w] = 0; slow[w] = false }
+inline said(w) {
+    statement[w] = NONE; statement_row[w] = 0; statement_task[w] = 0; statement_attempt[w] = 0; slow[w] = false
+}
 
 /* finish_tasks, save_checkpoint, give_back with lock_own_tasks: the fence. */
 inline apply_statement(w) {
@@ -348,7 +354,7 @@ inline apply_statement(w) {
         recover(t)
     :: statement[w] != LOST && status[t] == RUNNING && SAME_ATTEMPT && holder[t] == statement_row[w] &&
        !ended[statement_row[w]] ->
-        assert(statement_attempt[w] == attempt[t]);             /* property 4 */
+        assert(statement_attempt[w] == attempt[t]);             /* property 4: no stale write */
         if
         :: statement[w] == FINISH -> status[t] = FINAL; holder[t] = NOBODY
         :: statement[w] == RETRY -> status[t] = WAITING; holder[t] = NOBODY; waiting[t]++; assert(waiting[t] <= 1)
@@ -363,18 +369,19 @@ inline no_renewal(w) { renewal[w] = NONE; renewal_row[w] = 0; age[w] = 0 }
 
 inline no_claim(w) { claim[w] = NONE; claim_row[w] = 0; claim_task[w] = 0; claim_attempt[w] = 0 }
 
-proctype Worker(byte w) {
-    byte i, t;
+active [WORKERS] proctype Worker() {
+    byte w = _pid, i, t;
 end:
     do
     /* -- incarnation.py, serving.py ------------------------------------------------------------------------- */
     :: d_step { process[w] == DOWN && !gone[w] && renewal[w] == NONE -> process[w] = STARTING }
-    :: d_step { process[w] == STARTING && AT_WORK(w) && up && renewal[w] == NONE && ROW_OF(w, UNUSED) ->    /* register */
+    :: d_step { process[w] == STARTING && AT_WORK(w) && up && renewal[w] == NONE && ROW_OF(w, UNUSED) ->
+            /* register */
             choose_row(w); apply_register(w, renewal_row[w]); registered(w) }
     :: d_step { FAULT && process[w] == STARTING && AT_WORK(w) && renewal[w] == NONE && ROW_OF(w, UNUSED) ->
             faults++; choose_row(w); renewal[w] = REGISTER }                            /* slowly, as below */
     :: d_step { renewal[w] == REGISTERED && AT_WORK(w) -> registered(w) }
-    :: d_step { process[w] == UP && AT_WORK(w) && up && RENEWS(w) && ALIVE(w) ->                                /* _renew */
+    :: d_step { process[w] == UP && AT_WORK(w) && up && RENEWS(w) && ALIVE(w) ->             /* _renew */
             renewal_row[w] = row[w];
             if
             :: STANDS(row[w]) -> apply_renewal(row[w]); renewed(w)
@@ -401,12 +408,7 @@ end:
 #endif
     :: d_step { claim[w] == CLAIMED && CLAIMS(w) && AT_WORK(w) -> hand_over(w) }
     /* _give_back_unknown: unknown_tasks, then give_back. */
-    :: d_step { process[w] == UP && AT_WORK(w) && up && unsure[w] && statement[w] == NONE -> give_back_unknown(w);
-            unsure[w] = false }
-#ifdef LOOK_AGAIN
-    :: d_step { process[w] == UP && AT_WORK(w) && up && HOLDS_UNKNOWN(w) && claim[w] == NONE && statement[w] == NONE ->
-            give_back_unknown(w) }
-#endif
+    :: d_step { process[w] == UP && AT_WORK(w) && up && GIVES_BACK(w) -> give_back_unknown(w); unsure[w] = false }
     /* _work, conclude: the executor has ended its attempt, well or to be tried again. */
     :: d_step { runs[w] > 0 && process[w] == UP && AT_WORK(w) && statement[w] == NONE ->
             say(w, FINISH, runs[w] - 1, runs_attempt[w]); stop_executor(w) }
@@ -422,7 +424,7 @@ end:
             :: else
             fi;
             stop_executor(w) }
-    :: d_step { draining[w] && process[w] == UP && AT_WORK(w) && up && statement[w] == NONE && claim[w] == NONE ->
+    :: d_step { process[w] == UP && AT_WORK(w) && up && LEAVES(w) ->
             if
             :: !ended[row[w]] -> end_row(row[w])
             :: else
@@ -518,12 +520,13 @@ end:
             :: else
             fi;
             over(w); process[w] = DOWN }
-    :: d_step { FAULT && process[w] == DOWN && !gone[w] && !gone[1 - w] -> faults++; gone[w] = true }
+    :: d_step { !calm && process[w] == DOWN && !gone[w] && !gone[1 - w] && faults > 0 ->    /* with its machine */
+            gone[w] = true }
     od
 }
 
 /* Operators. They keep nothing in memory but what a first query saw, so a crash is no more than not acting. */
-proctype Operator() {
+active proctype Operator() {
     byte i;
 end:
     do
@@ -533,7 +536,7 @@ end:
             for (i : 0 .. WORKERS * ROWS - 1) {
                 if
                 :: !ended[i] && lease[i] == 0 ->
-                    assert(served[i] + disturbed * MAXTICK > LEASE);                    /* property 5 */
+                    assert(served[i] + disturbed * MAXTICK > LEASE);                  /* property 5: no needless end */
                     end_row(i)
                 :: else
                 fi
@@ -559,7 +562,7 @@ end:
             :: else
             fi;
             seen = 0 }
-    :: d_step { !calm && seen > 0 -> seen = 0 }                                         /* a crash in between */
+    :: d_step { FAULT && seen > 0 -> faults++; seen = 0 }                               /* a crash in between */
     /* Another operator does both at once. */
     :: d_step { up && !away && IS_ORPHAN(0) -> recover(0) }
 #if TASKS > 1
@@ -584,13 +587,13 @@ end:
     od
 }
 
-proctype Time() {
+active proctype Time() {
     byte i;
-end:
     do
+    :: calm && ALL_FINAL -> break       /* anything else that keeps time from passing is an invalid end state */
     :: d_step { !ANY_BUSY && !(calm && ALL_FINAL) ->
             if
-            :: calm -> quiet++; assert(quiet <= BOUND)                                  /* property 2 */
+            :: calm -> quiet++; assert(quiet <= BOUND)                                  /* property 2: no lost task */
             :: else
             fi;
             for (i : 0 .. WORKERS - 1) {
@@ -598,7 +601,7 @@ end:
 #ifdef NO_FENCE
                 :: deadline[i] == 0 -> fresh[i] = false
 #else
-                :: deadline[i] == 0 -> fresh[i] = false; stop_executor(i)       /* fence.py: the kernel, whatever the manager does */
+                :: deadline[i] == 0 -> fresh[i] = false; stop_executor(i)       /* fence.py, zygote.py: the kernel */
 #endif
                 :: else -> fresh[i] = false; deadline[i]--
                 fi;
@@ -620,19 +623,18 @@ end:
                 fi
             }
             i = 0;
-            gap = (gap < MAXGAP -> gap + 1 : gap) }
+            gap = (gap < MAXGAP -> gap + 1 : gap) };
+#ifdef CYCLES
+progress:
+        skip    /* no cycle without it: nothing goes round and round while time stands still */
+#endif
     :: d_step { FAULT && up -> faults++; disturbed++; up = false }      /* an outage, of any length */
     :: d_step { !up -> up = true }
-    :: d_step { FAULT && up && gap < MAXGAP -> faults++; disturbed++; gap = MAXGAP }    /* the clock is stepped */
+    /* The database's clock is set forward, once: a second time within one lease is more than the margin is for. */
+    :: d_step { FAULT && up && !stepped && gap < MAXTICK ->
+            faults++; disturbed++; stepped = true; gap = MAXTICK }
     :: d_step { FAULT && !away -> faults++; away = true }
     :: d_step { away -> away = false }
-    :: d_step { !calm && up && !away -> calm = true }
+    :: d_step { !calm && up && !away -> calm = true; faults = FAULTS }
     od
-}
-
-init {
-    atomic {
-        gap = 0;
-        run Worker(0); run Worker(1); run Operator(); run Time()
-    }
 }

@@ -94,7 +94,6 @@ def new_pod(namespace: Namespace, stack: Stack) -> Iterator[Callable[[], Pod]]:
 
     yield lambda: Pod(namespace, worker)
     for process in processes:
-        print(process.log.read_text()[-3000:])
         process.kill()
 
 
@@ -114,7 +113,6 @@ def operator(namespace: Namespace, stack: Stack) -> Iterator[Process]:
         INTERVALJOB_WORKER_NAMESPACE=namespace.name, KUBECONFIG=str(stack.control_plane.kubeconfig_for(user))
     )
     yield process
-    print(process.log.read_text()[-6000:])
     process.kill()
 
 

@@ -231,24 +231,26 @@ async def test_an_api_server_that_refuses_is_asked_again(
     await becomes(work, worker, TERMINATED)
 
 
+@pytest.mark.parametrize("change", ["terminated", "deleted"])
 @pytest.mark.usefixtures("_watch")
 async def test_what_is_seen_while_the_database_is_away_is_done_when_it_is_back(
-    postgres_server: Postgres, work: Work, pods: Pods, caplog: pytest.LogCaptureFixture
+    *, postgres_server: Postgres, work: Work, pods: Pods, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
-    one, two = await work.worker(pod_uid="one"), await work.worker(pod_uid="two")
+    worker = await work.worker(pod_uid="one")
     pods.put("one")
-    pods.put("two")
     pods.cut()
-    await eventually(lambda: pods.lists == 2 and pods.watched, what="both are known")
+    await eventually(lambda: pods.lists == 2 and pods.watched, what="the Pod is known")
+    caplog.clear()
     postgres_server.stop("immediate")
     try:
-        pods.put("one", finished_at=later())
-        pods.delete("two")
+        if change == "terminated":
+            pods.put("one", finished_at=later())
+        else:
+            pods.delete("one")
         await eventually(lambda: "Cannot watch worker Pods" in caplog.text, what="a warning", within=20)
     finally:
         postgres_server.start()
-    await becomes(work, one, TERMINATED)
-    await becomes(work, two, CONDEMNED)
+    await becomes(work, worker, TERMINATED if change == "terminated" else CONDEMNED)
 
 
 Condemn = Callable[[Work, WorkerProcess], Awaitable[None]]

@@ -16,7 +16,8 @@ from contextlib import aclosing
 from intervaljob.controller.api import UNREACHABLE, Api
 from intervaljob.database.connection import Database, as_records
 from intervaljob.errors import DatabaseUnavailable
-from intervaljob.model.pod import CONTAINER_TERMINATED, POD_GONE, Pod
+from intervaljob.model.pod import CONTAINER_TERMINATED, Pod
+from intervaljob.model.policy import POD_GONE
 from intervaljob.telemetry import metrics
 
 logger = logging.getLogger(__name__)

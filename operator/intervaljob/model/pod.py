@@ -22,7 +22,6 @@ from typing import Any, Final, Self
 WORKER_LABEL: Final = "intervaljob.dev/component=worker"
 
 CONTAINER_TERMINATED: Final = "container_terminated"
-POD_GONE: Final = "pod_gone"
 
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 

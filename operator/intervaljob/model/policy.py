@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-#: A worker that drains was not ended by its task.
+#: A worker that drains, or whose Pod was deleted, was not ended by its task.
 DRAINED: Final = "drained"
+POD_GONE: Final = "pod_gone"
 #: The claim's answer was lost, or the lease had no time left when the attempt was to begin: no handler saw it.
 CLAIM_LOST: Final = "claim_lost"
 NOT_STARTED: Final = "not_started"
 
-_NOT_THE_TASK = frozenset({DRAINED, CLAIM_LOST, NOT_STARTED})
+_NOT_THE_TASK = frozenset({DRAINED, POD_GONE, CLAIM_LOST, NOT_STARTED})
 _NEVER_RAN = frozenset({CLAIM_LOST, NOT_STARTED})
 
 
