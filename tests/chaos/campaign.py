@@ -104,6 +104,7 @@ def world_of(plan: Plan, *, folder: Path, source: random.Random) -> Iterator[Wor
                 proxy=proxy,
                 environment=environment_of(stack, verb, name, port=proxy.port),
             )
+            resources.callback(proxy.refuse)
             resources.callback(made.stop, signal.SIGKILL)
             return made
 
