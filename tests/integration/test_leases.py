@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from support import Work, eventually, worker_settings
@@ -315,3 +315,14 @@ async def test_renewals_that_hang_do_not_cost_the_lease(database_url: str, work:
                 os.kill(pid, signal.SIGCONT)
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_a_registration_that_comes_late_ends_no_newer_incarnation(work: Work) -> None:
+    """It hung in the network while its sender was started again, registered, and took work."""
+    (clock,) = await work.database.fetch("database_time")
+    newer, attempt = await work.start(await work.worker("w"))
+    late = {"worker": uuid4(), "name": "w", "pod_uid": None, "version": "1", "queues": ["default"]}
+    others = {"lease_seconds": 30, "process_started_at": datetime.now(UTC), "asked_at": clock["now"]}
+    assert await work.database.fetch("register_worker", **late, **others) == []
+    assert await work.recover() == 0
+    assert await work.finish(newer, attempt)

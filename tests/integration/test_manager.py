@@ -108,3 +108,21 @@ async def test_an_attempt_that_was_taken_away_is_killed_and_not_asked(
         pid = await begun(manager, executors)
         await work.execute("UPDATE {schema}.tasks SET attempt = 2, worker_id = gen_random_uuid()")
         await process_gone(pid)
+
+
+async def test_a_claim_that_commits_after_it_was_given_up_is_found_and_its_task_run(
+    database_url: str, work: Work
+) -> None:
+    """Its COMMIT waits in the server when the connection is lost, and the worker has looked for it in vain."""
+    async with managed(database_url, lease_seconds=3) as (manager, _, worker):
+        async with manager._claiming:
+            await work.enqueue(await work.add_job())
+            (attempt,) = await work.claim(worker)
+            assert attempt.task_id not in manager._running
+
+        async def ended() -> bool:
+            return bool((await work.task(attempt.task_id))["status"] == "succeeded")
+
+        await eventually(ended, what="given back and run")
+    (lost,) = (await work.task(attempt.task_id))["earlier_attempts"]
+    assert (lost["evidence"], lost["recovered"]) == ("claim_lost", True)

@@ -185,7 +185,7 @@ async def test_a_cancelled_queue_job_stops_its_handler(work: Work, worker: NewWo
 
 
 async def _listens(work: Work) -> list[Row]:
-    return await work.execute("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%river_control%'")
+    return await work.execute("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%worker_condemned%'")
 
 
 async def test_an_attempt_that_somebody_took_away_is_stopped_and_its_end_not_recorded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from uuid import UUID
 
 from intervaljob.database.connection import Database, as_records
 from intervaljob.errors import DatabaseUnavailable
@@ -17,15 +18,20 @@ BATCH = 500
 
 
 class Finisher:
-    """Writes how attempts ended, behind the fence: a stale attempt's end changes nothing."""
+    """Writes how attempts ended, behind the fence: a stale attempt's end changes nothing.
+
+    `unwritten` are the tasks whose ends are not known to be written yet.
+    """
 
     def __init__(self, database: Database, worker: Incarnation) -> None:
         self._database = database
         self._worker = worker
         self._waiting: asyncio.Queue[tuple[Attempt, Finish]] = asyncio.Queue()
+        self.unwritten: set[UUID] = set()
 
     def put(self, attempt: Attempt, finish: Finish) -> None:
         """Write this end soon."""
+        self.unwritten.add(attempt.task_id)
         self._waiting.put_nowait((attempt, finish))
 
     async def flushed(self) -> None:
@@ -42,7 +48,8 @@ class Finisher:
             while not await self._write(batch, again=again):
                 again = True
                 await asyncio.sleep(0.5)
-            for _ in batch:
+            for attempt, _ in batch:
+                self.unwritten.discard(attempt.task_id)
                 self._waiting.task_done()
 
     async def _write(self, batch: list[tuple[Attempt, Finish]], *, again: bool) -> bool:

@@ -46,13 +46,15 @@ class Incarnation:
         return boot_time() < self.deadline
 
     async def register(self) -> None:
-        """Write the incarnation's row; that ends earlier ones of the same worker.
+        """Write the incarnation's row; that ends earlier ones of the same worker, and no later one.
 
+        A registration may be delayed until its sender has given up and registered anew, or has been started again.
         Raises DatabaseUnavailable. The row may have been written all the same: each try has an id of its own.
         """
         self.id = uuid4()
-        sent = boot_time()
         async with self._database.dedicated() as session:
+            (clock,) = await session.fetch("database_time")
+            sent = boot_time()
             superseded = await session.fetch(
                 "register_worker",
                 worker=self.id,
@@ -62,6 +64,7 @@ class Incarnation:
                 queues=list(self._settings.queues),
                 lease_seconds=self._settings.lease_seconds,
                 process_started_at=_PROCESS_STARTED_AT,
+                asked_at=clock["now"],
             )
         self._push_out(sent)
         for row in superseded:
@@ -123,7 +126,8 @@ class Incarnation:
         To be called when nothing of it runs any more: until then it is not dead, whatever became of its Pod.
         Raises DatabaseUnavailable.
         """
-        rows = await self._database.fetch("end_condemned_worker", worker=self.id)
+        async with self._database.dedicated() as session:
+            rows = await session.fetch("end_condemned_worker", worker=self.id)
         for row in rows:
             metrics.WORKERS_ENDED.labels(row["end_reason"]).inc()
             logger.warning("Worker ended: condemned", extra={"worker": self.name, "reason": row["end_reason"]})

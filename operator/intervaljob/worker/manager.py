@@ -69,6 +69,7 @@ class Manager:
         self._finisher = Finisher(database, worker)
         self._running: dict[UUID, Running] = {}
         self._look = asyncio.Event()
+        self._claiming = asyncio.Lock()
 
     async def run(self) -> None:
         """Work until `stopping` is set and everything has ended or was handed back.
@@ -97,9 +98,10 @@ class Manager:
             self._look.clear()
             first += 1
             try:
-                if unsure:
-                    await self._give_back_unknown()
-                more = await self._claim_all(group, first=first)
+                async with self._claiming:
+                    if unsure:
+                        await self._give_back_unknown()
+                    more = await self._claim_all(group, first=first)
                 unsure = False
             except DatabaseUnavailable as error:
                 logger.warning("Cannot claim", extra={"worker": self._worker.name, "error": error})
@@ -124,9 +126,11 @@ class Manager:
         return more
 
     async def _give_back_unknown(self) -> None:
-        """A claim whose answer was lost may have been committed: nobody works on what it took."""
-        known = list(self._running)
-        await self._finisher.flushed()
+        """A claim whose answer was lost may have been committed, also later: nobody works on what it took.
+
+        No claim may be under way.
+        """
+        known = [*self._running, *self._finisher.unwritten]
         rows = await self._database.fetch("unknown_tasks", worker=self._worker.id, known=known)
         if rows:
             await self._give_back([Lost(row["id"], row["attempt"], CLAIM_LOST) for row in rows])
@@ -242,12 +246,14 @@ class Manager:
             self._pool.push_out(self._worker.deadline)
 
     async def _watch_held(self) -> None:
-        """As often as the lease is renewed: see which attempts are still ours."""
+        """As often as the lease is renewed: see which attempts are still ours, and which are that nobody knows of."""
         while True:
             await asyncio.sleep(renew_every(self._settings.lease_seconds))
             with suppress(DatabaseUnavailable):
                 await self._database.fetch("refresh_queues", queues=list(self._settings.queues))
                 await self._compare_held()
+                async with self._claiming:
+                    await self._give_back_unknown()
 
     async def _compare_held(self) -> None:
         """What notifications may have missed: cancellations, and attempts that somebody took from us."""

@@ -27,6 +27,7 @@ class Worker:
         self._name = settings.name()
         self._stopping = asyncio.Event()
         self._incarnation: Incarnation | None = None
+        self._over: Incarnation | None = None
         self._database: Database | None = None
 
     async def serve(self) -> None:
@@ -46,6 +47,7 @@ class Worker:
             await self._reach(lambda: check_version(database))
             while not self._stopping.is_set():
                 await self._one_incarnation(database)
+            await self._reach(self._bury)
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -73,9 +75,10 @@ class Worker:
     async def _one_incarnation(self, database: Database) -> None:
         worker = Incarnation(database, self._settings, name=self._name)
         async with pool(self._settings) as executors:
-            if self._stopping.is_set() or not await self._reach(worker.register):
+            if self._stopping.is_set() or not await self._reach(lambda: self._register(worker)):
                 return
-            self._incarnation = worker
+            if self._incarnation is not worker:
+                return
             manager = Manager(database, self._settings, worker=worker, pool=executors, stopping=self._stopping)
             try:
                 await manager.run()
@@ -86,10 +89,17 @@ class Worker:
                     raise error from group
                 fields = {"worker": self._name, "id": worker.id, "error": error}
                 logger.warning("Incarnation over: every task was stopped", extra=fields)
-        await self._reach(lambda: self._bury(worker))
+        self._over = worker
 
-    async def _bury(self, worker: Incarnation) -> None:
-        """Outside the pool nothing of the incarnation runs. One that was condemned ends now, and the process with it:
-        its Pod is gone. Where the container is started again, that is a new incarnation."""
-        if await worker.end_if_condemned():
+    async def _register(self, worker: Incarnation) -> None:
+        await self._bury()
+        if not self._stopping.is_set():
+            await worker.register()
+            self._incarnation = worker
+
+    async def _bury(self) -> None:
+        """Nothing of the incarnation that is over runs any more. One that was condemned ends now, and the process with
+        it: its Pod is gone. Where the container is started again, that is a new incarnation."""
+        if self._over is not None and await self._over.end_if_condemned():
             self._stopping.set()
+        self._over = None

@@ -1,6 +1,7 @@
 -- name: register_worker
 -- Registering ends every earlier incarnation of the same worker: whoever starts in a pod's place proves it dead.
--- Returns those. The clock is taken before their rows, as by renewals, so that the two do not wait for each other.
+-- Returns those. One that registered after this was asked for is left alone: it is this that comes late.
+-- The clock is taken before their rows, as by renewals, so that the two do not wait for each other.
 WITH tick AS (
     UPDATE {schema}.lease_clock
     SET witnessed_at = witnessed_at
@@ -11,7 +12,7 @@ WITH tick AS (
     UPDATE {schema}.workers
     SET ended_at = now(), end_reason = 'superseded'
     FROM tick
-    WHERE ended_at IS NULL AND id <> %(worker)s AND (name = %(name)s OR pod_uid = %(pod_uid)s)
+    WHERE ended_at IS NULL AND id <> %(worker)s AND started_at <= %(asked_at)s AND (name = %(name)s OR pod_uid = %(pod_uid)s)
     RETURNING id, name
 ), queues AS (
     INSERT INTO {schema}.river_queue (name, updated_at)
