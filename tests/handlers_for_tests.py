@@ -80,6 +80,16 @@ def dies_once(task: Task) -> Any:
     return {"attempt": task.attempt, "recovered": task.recovered}
 
 
+class Unprintable(Exception):  # noqa: N818 - its name is what is looked for
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+@handler("test.unprintable")
+def unprintable(task: Task) -> Any:
+    raise Unprintable
+
+
 @handler("test.checkpoints")
 def checkpoints(task: Task) -> Any:
     """Saves what the payload lists, one after the other."""
@@ -145,8 +155,10 @@ def ignores_sigterm(task: Task) -> Any:
 @handler("test.holds_the_lock")
 def holds_the_lock(task: Task) -> Any:
     """Holds the interpreter's lock in a call that lasts."""
-    _say(_payload(task)["started"], os.getpid())
-    ctypes.PyDLL(None).usleep(600_000_000)
+    payload = _payload(task)
+    _say(payload["started"], os.getpid())
+    ctypes.PyDLL(None).usleep(int(payload.get("seconds", 600) * 1e6))
+    return {"pid": os.getpid()}
 
 
 @handler("test.blocks_the_loop")
@@ -165,6 +177,20 @@ def starts_a_process(task: Task) -> Any:
     if payload.get("returns"):
         os._exit(0)
     child.wait()
+
+
+@handler("test.deaf")
+def deaf(task: Task) -> Any:
+    """Catches or blocks every signal that it can, and so does what it starts."""
+    payload = _payload(task)
+    for each in (signal.SIGTERM, signal.SIGALRM, signal.SIGCONT, signal.SIGCHLD, signal.SIGTSTP):
+        signal.signal(each, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    _say(payload["child"], subprocess.Popen(["sleep", "600"]).pid)
+    _say(payload["started"], os.getpid())
+    while True:
+        with suppress(BaseException):
+            time.sleep(60)
 
 
 @handler("test.cancels_itself")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -54,12 +55,28 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for file in files for child in file.read_text().split()]
 
 
+def state_of(pid: int) -> str:
+    """Its letter in proc_pid_stat(5): R and S run, T stands still, Z and X are gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def group_of(pid: int) -> list[int]:
+    """The living processes of the group that this one leads, or led."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            state, _, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(group) == pid and state not in "ZX":
+                found.append(int(folder.name))
+    return found
+
+
 def runs(pid: int) -> bool:
     """Whether this process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+    return state_of(pid) not in "ZX"
 
 
 async def process_gone(pid: int, *, within: float = 5.0) -> None:

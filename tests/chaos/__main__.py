@@ -14,7 +14,7 @@ from chaos.campaign import Plan, run
 @click.command()
 @click.option("--seed", type=int, default=1, show_default=True, help="which faults, which jobs, and when")
 @click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--seconds", type=float, default=60.0, show_default=True, help="of faults in a round")
+@click.option("--seconds", type=float, default=40.0, show_default=True, help="of faults in a round")
 @click.option("--jobs", type=click.IntRange(min=1), default=300, show_default=True, help="IntervalJobs")
 @click.option("--workers", type=click.IntRange(min=2), default=4, show_default=True)
 @click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="new folder for what the run leaves")

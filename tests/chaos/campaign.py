@@ -143,7 +143,7 @@ def _draw(source: random.Random, *, seconds: float) -> list[tuple[float, Fault, 
     often = [fault for fault in chosen if fault.seconds[1] == 0]
     drawn = []
     for fault in [*once.values(), *often]:
-        lasts = min(source.uniform(*fault.seconds), 0.8 * seconds)
+        lasts = source.uniform(*fault.seconds)
         drawn.append((source.uniform(0, max(0.0, 0.9 * seconds - lasts)), fault, lasts))
     return sorted(drawn, key=lambda one: one[0])
 

@@ -140,7 +140,9 @@ async def test_a_claim_creates_the_task_with_attempt_one(work: Work) -> None:
 
 async def test_a_recovery_job_reuses_its_task_and_raises_the_attempt(work: Work) -> None:
     dead, lost = await work.start(payload="input")
-    await work.database.fetch("save_checkpoint", task=lost.task_id, attempt=1, worker=dead.id, checkpoint='{"page": 3}')
+    await work.database.fetch(
+        "save_checkpoint", task=lost.task_id, attempt=1, worker=dead.id, number=0, checkpoint='{"page": 3}'
+    )
     await work.end(dead)
     await work.recover()
     worker = await work.worker()

@@ -1,4 +1,4 @@
-"""The kernel's part in self-fencing, on real processes: each script says `ready`, then does what it is killed for."""
+"""The kernel's part in self-fencing, on real processes: each script says `ready`, then does what it is fenced for."""
 
 import os
 import signal
@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support import state_of
 
-FENCE = "import time; from intervaljob.worker.fence import Fence, boot_time; fence = Fence(boot_time() + {seconds});"
+FENCE = (
+    "import signal, time; from intervaljob.worker.fence import Fence, boot_time;"
+    "fence = Fence(boot_time() + {seconds}, signal.{signum});"
+)
 READY = "print('ready', flush=True);"
 HOLD_THE_LOCK = "import ctypes; ctypes.PyDLL(None).usleep(600_000_000)"
 
@@ -30,24 +34,32 @@ def script(text: str) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def stopped(pid: int) -> None:
+    """Wait until the process stands still."""
+    deadline = time.monotonic() + 10
+    while state_of(pid) != "T":
+        assert time.monotonic() < deadline, "it does not stop"
+        time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
+WHATEVER_IT_DOES = pytest.mark.parametrize(
     "does",
     [
         HOLD_THE_LOCK,
         "import re; re.match('(a+)+$', 'a' * 60 + 'b')",
-        "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); time.sleep(600)",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); time.sleep(600)",
+        "[signal.signal(each, lambda *_: None) for each in (14, 15, 17, 18, 20)]; [time.sleep(1) for _ in range(600)]",
         "import subprocess; subprocess.run(['sleep', '5'])",
-        "import signal; signal.alarm(0); signal.setitimer(signal.ITIMER_REAL, 0); time.sleep(600)",
+        "signal.alarm(0); signal.setitimer(signal.ITIMER_REAL, 0); time.sleep(600)",
         "import asyncio; asyncio.run(asyncio.sleep(600))",
     ],
 )
+
+
+@WHATEVER_IT_DOES
 def test_the_deadline_ends_a_process_whatever_it_does(does: str) -> None:
     begun = time.monotonic()
-    with script(FENCE.format(seconds=0.4) + READY + does) as process:
+    with script(FENCE.format(seconds=0.4, signum="SIGKILL") + READY + does) as process:
         assert process.wait(10) == -signal.SIGKILL
         assert time.monotonic() - begun >= 0.4
 
@@ -55,20 +67,31 @@ def test_the_deadline_ends_a_process_whatever_it_does(does: str) -> None:
 def test_the_deadline_ends_a_stopped_process_before_its_next_instruction(tmp_path: Path) -> None:
     file = tmp_path / "woken"
     loop = f"[open({str(file)!r}, 'w').close() for _ in iter(int, 1) if time.monotonic() > fence_ends]"
-    with script(FENCE.format(seconds=0.5) + "fence_ends = time.monotonic() + 0.5;" + READY + loop) as process:
+    fence = FENCE.format(seconds=0.5, signum="SIGKILL") + "fence_ends = time.monotonic() + 0.5;"
+    with script(fence + READY + loop) as process:
         process.send_signal(signal.SIGSTOP)
         assert process.wait(10) == -signal.SIGKILL
     assert not file.exists()
 
 
+@WHATEVER_IT_DOES
+def test_the_deadline_stops_a_process_whatever_it_does_and_stops_it_again(does: str) -> None:
+    begun = time.monotonic()
+    with script(FENCE.format(seconds=0.4, signum="SIGSTOP") + READY + does) as process:
+        stopped(process.pid)
+        assert time.monotonic() - begun >= 0.4
+        process.send_signal(signal.SIGCONT)
+        stopped(process.pid)
+
+
 def test_a_deadline_in_the_past_ends_the_process_at_once() -> None:
-    with script(READY + FENCE.format(seconds=-5) + "time.sleep(600)") as process:
+    with script(READY + FENCE.format(seconds=-5, signum="SIGKILL") + "time.sleep(600)") as process:
         assert process.wait(10) == -signal.SIGKILL
 
 
 def test_a_deadline_that_is_pushed_out_ends_the_process_later() -> None:
     with script(
-        FENCE.format(seconds=0.3)
+        FENCE.format(seconds=0.3, signum="SIGKILL")
         + "fence.push_out(boot_time() + 1.0); began = time.monotonic();"
         + READY
         # The first deadline passes while the lock is held, the second while it is held again.
@@ -84,7 +107,7 @@ def test_a_deadline_that_is_pushed_out_ends_the_process_later() -> None:
 def test_a_child_of_the_process_has_no_deadline_of_its_own() -> None:
     """What an executor starts ends with its group, which the zygote kills; not by a timer."""
     text = (
-        FENCE.format(seconds=0.3) + "import os, sys; pid = os.fork();"
+        FENCE.format(seconds=0.3, signum="SIGKILL") + "import os, sys; pid = os.fork();"
         "(time.sleep(0.6), print('child', flush=True), os._exit(0)) if pid == 0 else None;" + READY + "time.sleep(600)"
     )
     with script(text) as process:
@@ -104,7 +127,7 @@ def test_a_process_dies_with_its_parent(does: str) -> None:
     with script(text) as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
-        assert state(child) in "SR"
+        assert state_of(child) in "SR"
         process.kill()
         # The pipe ends when the child, which has it too, has ended.
         assert process.stdout.read() == ""

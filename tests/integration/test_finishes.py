@@ -13,12 +13,11 @@ from intervaljob.worker.incarnation import Incarnation
 RAISED = Result(Outcome.RAISED, error="no luck", trace="Traceback …")
 
 
-async def checkpoint(work: Work, worker: Incarnation, attempt: Attempt) -> bool:
-    return bool(
-        await work.database.fetch(
-            "save_checkpoint", task=attempt.task_id, attempt=attempt.number, worker=worker.id, checkpoint='"stale"'
-        )
-    )
+async def checkpoint(
+    work: Work, worker: Incarnation, attempt: Attempt, *, number: int = 0, data: str = '"stale"'
+) -> bool:
+    of = {"task": attempt.task_id, "attempt": attempt.number, "worker": worker.id}
+    return bool(await work.database.fetch("save_checkpoint", **of, number=number, checkpoint=data))
 
 
 async def changes_nothing(work: Work, worker: Incarnation, attempt: Attempt) -> None:
@@ -79,6 +78,21 @@ async def test_a_checkpoint_of_the_current_attempt_is_kept(work: Work) -> None:
     worker, attempt = await work.start()
     assert await checkpoint(work, worker, attempt)
     assert (await work.task(attempt.task_id))["checkpoint"] == "stale"
+
+
+async def test_a_checkpoint_that_comes_late_replaces_no_newer_one(work: Work) -> None:
+    """Its answer was lost, it was written again, the handler went on, and then the first write arrives."""
+    worker, attempt = await work.start()
+    assert await checkpoint(work, worker, attempt, number=4, data='"older"')
+    assert await checkpoint(work, worker, attempt, number=5, data='"newer"')
+    assert await checkpoint(work, worker, attempt, number=5, data='"newer"')
+    assert not await checkpoint(work, worker, attempt, number=4, data='"older"')
+    assert (await work.task(attempt.task_id))["checkpoint"] == "newer"
+    await work.end(worker)
+    await work.recover()
+    other = await work.worker()
+    (again,) = await work.claim(other)
+    assert await checkpoint(work, other, again, number=0, data='"newest"')
 
 
 async def test_many_ends_in_one_batch_are_fenced_one_by_one(work: Work) -> None:

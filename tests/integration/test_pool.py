@@ -4,21 +4,39 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
-from uuid import UUID, uuid4
 
+import pool_process
 import pytest
-from support import children_of, eventually, parent_of, pid_in, process_gone, runs, worker_settings
+from pool_process import attempt_of, no_checkpoint, renew
+from support import (
+    children_of,
+    eventually,
+    group_of,
+    parent_of,
+    pid_in,
+    process_gone,
+    runs,
+    state_of,
+    worker_settings,
+)
 
 from intervaljob.errors import HandlerError
 from intervaljob.model.task import MAX_OUTPUT_BYTES, Attempt, Outcome, Result
 from intervaljob.worker.fence import boot_time
 from intervaljob.worker.pool import Executor, ExecutorDied, Pool, pool
+from intervaljob.worker.zygote import AHEAD_SECONDS, MESSAGE_BYTES
 
 LONG = 3600.0
+
+#: Of a manager that is going to be frozen.
+LEASE = 1.5
 
 
 @pytest.fixture(autouse=True)
@@ -33,39 +51,12 @@ async def executors() -> AsyncIterator[Pool]:
         yield made
 
 
-def attempt_of(handler: str, payload: object = None, **others: Any) -> Attempt:
-    fields: dict[str, Any] = {
-        "task_id": uuid4(),
-        "job_id": UUID(int=2),
-        "user_id": UUID(int=3),
-        "workspace_id": UUID(int=4),
-        "queue_job_id": 1,
-        "number": 1,
-        "handler": handler,
-        "payload": json.dumps(payload),
-        "recovered": False,
-        "scheduled_for": datetime(2026, 11, 23, tzinfo=UTC),
-        "failures": 0,
-        "checkpoint": None,
-        "active_deadline_seconds": None,
-        "backoff_limit": 0,
-        "backoff_initial_seconds": 1,
-        "backoff_max_seconds": 1,
-        **others,
-    }
-    return Attempt(**fields)
-
-
 def open_files() -> set[str]:
     return {file.name for file in Path("/proc/self/fd").iterdir()}
 
 
 def environment_of(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-
-
-async def no_checkpoint(_: Attempt, data: str) -> bool:
-    pytest.fail(f"a checkpoint nobody expects: {data}")
 
 
 async def run(executors: Pool, attempt: Attempt) -> Result:
@@ -82,9 +73,9 @@ class Started:
     def __init__(self, folder: Path) -> None:
         self.files = {name: str(folder / name) for name in ("started", "go", "cancelled", "child")}
 
-    async def begin(self, executors: Pool, handler: str, **payload: object) -> Executor:
+    async def begin(self, executors: Pool, handler: str, *, lease: float = LONG, **payload: object) -> Executor:
         self.attempt = attempt_of(handler, {**self.files, **payload})
-        self.executor = await executors.take(deadline=boot_time() + LONG)
+        self.executor = await executors.take(deadline=boot_time() + lease)
         self.result = asyncio.create_task(self.executor.run(self.attempt, checkpoint=no_checkpoint), name="attempt")
         assert await pid_in(Path(self.files["started"])) == self.executor.pid
         return self.executor
@@ -93,6 +84,45 @@ class Started:
 @pytest.fixture
 def started(tmp_path: Path) -> Started:
     return Started(tmp_path)
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def renewed(executors: Pool, *, lease: float) -> AsyncIterator[None]:
+    """The lease is renewed all the while."""
+    renewals = asyncio.create_task(renew(executors, lease=lease), name="renewals")
+    try:
+        yield
+    finally:
+        renewals.cancel()
+        await asyncio.gather(renewals, return_exceptions=True)
+
+
+@asynccontextmanager
+async def manager(handler: str, started: Started) -> AsyncIterator[tuple[int, int, int]]:
+    """A manager as a process of its own whose handler is under way: its number, the zygote's and the executor's."""
+    arguments = [sys.executable, pool_process.__file__, handler, json.dumps(started.files), str(LEASE)]
+    process = subprocess.Popen(arguments)  # noqa: ASYNC220 - it is not waited for here
+    try:
+        executor = await pid_in(Path(started.files["started"]))
+        zygote = parent_of(executor)
+        yield process.pid, zygote, executor
+    finally:
+        left = [*group_of(executor), *group_of(zygote)]
+        process.kill()
+        process.wait()
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("handler", ["test.sync", "test.async"])
@@ -168,7 +198,7 @@ async def test_a_handler_that_stops_unasked_has_failed(executors: Pool, handler:
 async def test_checkpoints_are_saved_in_order_before_the_handler_goes_on(executors: Pool) -> None:
     saved: list[object] = []
 
-    async def save(_: Attempt, data: str) -> bool:
+    async def save(_: Attempt, number: int, data: str) -> bool:
         await asyncio.sleep(0)
         saved.append(json.loads(data))
         return True
@@ -181,7 +211,7 @@ async def test_checkpoints_are_saved_in_order_before_the_handler_goes_on(executo
 
 
 async def test_a_checkpoint_that_is_no_longer_wanted_stops_the_handler(executors: Pool) -> None:
-    async def refuse(_: Attempt, __: str) -> bool:
+    async def refuse(_: Attempt, number: int, __: str) -> bool:
         return False
 
     executor = await executors.take(deadline=boot_time() + LONG)
@@ -201,7 +231,7 @@ async def test_the_answer_to_an_interrupted_checkpoint_is_not_taken_for_the_next
     interrupted = attempt_of("test.interrupted_checkpoint")
     asked = asyncio.Event()
 
-    async def cancel_first(_: Attempt, __: str) -> bool:
+    async def cancel_first(_: Attempt, number: int, __: str) -> bool:
         if not asked.is_set():
             executor.cancel(interrupted)
             asked.set()
@@ -213,12 +243,24 @@ async def test_the_answer_to_an_interrupted_checkpoint_is_not_taken_for_the_next
 
     saved: list[str] = []
 
-    async def save(_: Attempt, data: str) -> bool:
+    async def save(_: Attempt, number: int, data: str) -> bool:
         saved.append(data)
         return True
 
     result = await executor.run(attempt_of("test.checkpoints", [1, 2]), checkpoint=save)
     assert (result.outcome, saved) == (Outcome.RETURNED, ["1", "2"])
+
+
+async def test_an_error_that_cannot_be_printed_fails_the_attempt_alone(executors: Pool) -> None:
+    result = await run(executors, attempt_of("test.unprintable"))
+    assert (result.outcome, result.error) == (Outcome.RAISED, "Unprintable: (cannot be printed: ValueError)")
+
+
+async def test_many_takes_at_once_all_get_an_executor(executors: Pool) -> None:
+    """More orders than the socket to the zygote holds."""
+    async with asyncio.timeout(50):
+        taken = await asyncio.gather(*(executors.take(deadline=boot_time() + LONG) for _ in range(400)))
+    assert len({executor.pid for executor in taken}) == 400
 
 
 @pytest.mark.parametrize("handler", ["test.waits", "test.waits_sync"])
@@ -308,14 +350,112 @@ async def test_what_a_handler_started_ends_with_its_process(executors: Pool, sta
     assert not runs(child)
 
 
-async def test_an_executor_dies_at_its_deadline_unless_that_is_pushed_out(executors: Pool) -> None:
-    first = await executors.take(deadline=boot_time() + 0.3)
+async def test_executors_end_at_the_newest_deadline_that_their_manager_named(executors: Pool) -> None:
+    first = await executors.take(deadline=boot_time() + 0.4)
+    ends = boot_time() + 1.5
+    executors.push_out(ends)
+    second = await executors.take(deadline=boot_time() + 0.4)
+    for each in (first, second):
+        assert await asyncio.wait_for(asyncio.shield(each.gone), 5) == -signal.SIGKILL
+    assert ends - AHEAD_SECONDS <= boot_time() < ends + 1
+    await asyncio.wait_for(executors.ended.wait(), 5)
+
+
+async def test_a_handler_that_holds_the_lock_for_longer_than_the_lease_is_left_alone(
+    executors: Pool, started: Started
+) -> None:
+    async with renewed(executors, lease=0.6):
+        executor = await started.begin(executors, "test.holds_the_lock", lease=0.6, seconds=1.8)
+        result = await asyncio.wait_for(started.result, 10)
+        assert result.output == {"pid": executor.pid}
+        executors.put_back(executor)
+        assert (await run(executors, attempt_of("test.sync", 1))).output["pid"] == executor.pid
+
+
+async def test_an_executor_that_hears_of_no_renewal_stands_still_until_the_zygote_says_that_the_lease_is_good(
+    executors: Pool, started: Started
+) -> None:
+    executor = await started.begin(executors, "test.holds_the_lock", lease=1.0, seconds=2.0)
+    deadline = boot_time() + 1.0
     executors.push_out(boot_time() + LONG)
-    second = await executors.take(deadline=boot_time() + 0.3)
-    assert await asyncio.wait_for(asyncio.shield(second.gone), 5) == -signal.SIGKILL
-    assert runs(first.pid)
-    executors.push_out(boot_time() - 1)
-    assert await asyncio.wait_for(asyncio.shield(first.gone), 5) == -signal.SIGKILL
+    await executors.take(deadline=0)  # it answers, so it has heard of the renewal
+    with frozen(parent_of(executor.pid)):
+        await eventually(lambda: state_of(executor.pid) == "T", what="the executor stands still", within=3)
+        assert deadline - 0.5 < boot_time() < deadline + 0.5
+    assert (await asyncio.wait_for(started.result, 10)).output == {"pid": executor.pid}
+
+
+async def test_an_executor_that_somebody_stops_goes_on(executors: Pool, started: Started) -> None:
+    executor = await started.begin(executors, "test.waits_sync")
+    for _ in range(3):
+        os.kill(executor.pid, signal.SIGSTOP)
+        await eventually(lambda: state_of(executor.pid) in "RS", what="the executor goes on")
+    Path(started.files["go"]).touch()  # noqa: ASYNC240 - a file sends no event
+    assert (await asyncio.wait_for(started.result, 10)).outcome is Outcome.RETURNED
+
+
+@pytest.mark.parametrize(
+    ("handler", "processes"), [("test.starts_a_process", 2), ("test.deaf", 2), ("test.holds_the_lock", 1)]
+)
+async def test_with_a_frozen_manager_everything_ends_at_the_deadline_also_what_handlers_started(
+    started: Started, handler: str, processes: int
+) -> None:
+    async with manager(handler, started) as (pid, zygote, executor):
+        assert len(group_of(executor)) == processes
+        os.kill(pid, signal.SIGSTOP)
+        await process_gone(zygote, within=LEASE + 0.5)
+        await eventually(lambda: not group_of(executor), what="nothing of the handler is left", within=0.5)
+        assert state_of(pid) == "T"
+
+
+@pytest.mark.parametrize("handler", ["test.waits", "test.deaf", "test.holds_the_lock"])
+async def test_with_everything_frozen_the_kernel_ends_zygote_and_executors_at_the_deadline(
+    started: Started, handler: str
+) -> None:
+    async with manager(handler, started) as (pid, zygote, executor):
+        for each in (pid, zygote, executor):
+            os.kill(each, signal.SIGSTOP)
+        for each in (zygote, executor):
+            await process_gone(each, within=LEASE + 0.5)
+        assert state_of(pid) == "T"
+
+
+async def test_a_frozen_zygote_ends_at_the_deadline_that_it_heard_and_its_manager_ends_the_rest(
+    executors: Pool, started: Started
+) -> None:
+    async with renewed(executors, lease=1.0):
+        executor = await started.begin(executors, "test.deaf", lease=1.0)
+        with frozen(parent_of(executor.pid)):
+            await asyncio.wait_for(executors.ended.wait(), 5)
+        await eventually(lambda: not group_of(executor.pid), what="nothing of the handler is left")
+        with pytest.raises(ExecutorDied):
+            await started.result
+
+
+def test_a_newer_deadline_that_waits_to_be_heard_counts() -> None:
+    """The zygote gets no CPU until it would begin to kill; by then a renewal has arrived."""
+    early = "from intervaljob.worker import zygote; zygote.AHEAD_SECONDS = 2.0; zygote.main()"
+    start = {"parent": os.getpid(), "handlers": ["handlers_for_tests"], "log_format": "text", "log_level": "info"}
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    arguments = [sys.executable, "-c", early, str(theirs.fileno()), json.dumps(start)]
+    with ours, theirs, subprocess.Popen(arguments, pass_fds=[theirs.fileno()]) as zygote:
+        theirs.close()
+        assert b"test.sync" in ours.recv(MESSAGE_BYTES)
+        begun = boot_time()
+        ours.send(json.dumps({"fork": begun + 3.0}).encode())
+        forked, connections, _, _ = socket.recv_fds(ours, MESSAGE_BYTES, 1)
+        assert b"forked" in forked
+        while state_of(zygote.pid) != "S":
+            time.sleep(0.01)
+        zygote.send_signal(signal.SIGSTOP)
+        time.sleep(begun + 1.5 - boot_time())
+        ours.send(json.dumps({"deadline": begun + LONG}).encode())
+        zygote.send_signal(signal.SIGCONT)
+        time.sleep(begun + 3.2 - boot_time())
+        survived = zygote.poll() is None
+        zygote.kill()
+        os.close(connections[0])
+    assert survived
 
 
 async def test_with_the_zygote_everything_ends_also_what_handlers_started(executors: Pool, started: Started) -> None:
@@ -337,8 +477,8 @@ async def test_on_leaving_every_process_is_gone_and_nothing_stays_open(tmp_path:
         executor = await started.begin(executors, "test.starts_a_process")
         child = await pid_in(Path(started.files["child"]))
         idle = [await executors.take(deadline=boot_time() + LONG) for _ in range(3)]
-    for pid in (executor.pid, child, *(one.pid for one in idle)):
-        await process_gone(pid)
+    assert not [one for one in (executor, *idle) if runs(one.pid)]
+    await process_gone(child)
     with pytest.raises(ExecutorDied):
         await started.result
     await asyncio.sleep(0)  # transports close on the loop's next turn

@@ -1,7 +1,9 @@
 """The process that runs handlers, one task at a time. It is forked from the zygote, so handlers are loaded already.
 
 The main thread runs the handler. A second thread reads what the manager says: the deadline that a renewed lease
-pushes out, a cancellation, the answer to a checkpoint.
+pushes out, a cancellation, the answer to a checkpoint. A handler that holds the interpreter's lock keeps that thread
+from hearing of renewals; so the process only stops at its deadline, and the zygote, which hears of them in any case,
+continues it or kills it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class Executor:
     def __init__(self, connection: socket.socket, handlers: Mapping[str, Handler], *, deadline: float) -> None:
         self._connection = connection
         self._handlers = handlers
-        self._fence = Fence(deadline)
+        self._fence = Fence(deadline, signal.SIGSTOP)
         self._runs: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
         self._saves: dict[int, Future[bool]] = {}
         self._save_numbers = itertools.count()
@@ -177,10 +179,18 @@ def _bounded(output: Json) -> Json:
     return {"truncated": True, "bytes": size, "beginning": text[: MAX_OUTPUT_BYTES // 8]}
 
 
+def _said(error: BaseException) -> str:
+    """What it says of itself; a user's class may raise when asked."""
+    try:
+        return str(error)
+    except Exception as another:  # noqa: BLE001 - whatever it is, the attempt has failed and no more
+        return f"(cannot be printed: {type(another).__name__})"
+
+
 def _failed(error: BaseException) -> wire.Message:
     return {
         "outcome": Outcome.RAISED,
-        "error": traceback.format_exception_only(error)[-1].strip(),
+        "error": f"{type(error).__name__}: {_said(error)}",
         "trace": "" if isinstance(error, HandlerError) else "".join(traceback.format_exception(error)),
         "retry": not isinstance(error, HandlerError),
     }

@@ -1,8 +1,9 @@
-"""The kernel's part in self-fencing: a deadline that ends this process, and the death of a parent that does.
+"""The kernel's part in self-fencing: a deadline that ends or stops this process, and a parent whose death ends it.
 
-The deadline is a POSIX timer of the process whose signal is SIGKILL. It fires with the interpreter's lock held, in
-blocked or stopped processes too: a process that was frozen past its deadline is dead before its next instruction.
-Unlike an alarm it is not shared with user code.
+The deadline is a POSIX timer of the process whose signal is SIGKILL or SIGSTOP, which no process can catch, block or
+ignore. It fires with the interpreter's lock held, and while the process does not run: one that was frozen past its
+deadline is dead, or stops, before its next instruction. Unlike an alarm it is not shared with user code, and unlike
+that it is not inherited by a fork (timer_create(2)).
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import time
 _PR_SET_PDEATHSIG = 1
 _TIMER_ABSTIME = 1
 _SIGEV_SIGNAL = 0
+
+#: Seconds after which a deadline that has passed sends its signal again, to a process that somebody continued.
+_AGAIN_SECONDS = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,19 +43,23 @@ class _TimerSpec(ctypes.Structure):
 
 
 class Fence:
-    """The deadline of this process, in seconds of `boot_time`."""
+    """The deadline of this process, in seconds of `boot_time`, at which it gets `signum`, and every second after.
 
-    def __init__(self, deadline: float) -> None:
-        event = _SignalEvent(signal=signal.SIGKILL, notify=_SIGEV_SIGNAL)
+    A signal that reaches a process that is stopped already waits; SIGCONT throws it away, and the repetition with it,
+    until the deadline is pushed out (tried; signal(7) says the former).
+    """
+
+    def __init__(self, deadline: float, signum: signal.Signals) -> None:
+        event = _SignalEvent(signal=signum, notify=_SIGEV_SIGNAL)
         self._timer = ctypes.c_void_p()
         _check(_libc.timer_create(time.CLOCK_BOOTTIME, ctypes.byref(event), ctypes.byref(self._timer)), "timer_create")
         self.push_out(deadline)
 
     def push_out(self, deadline: float) -> None:
-        """The process lives until then. One that lies in the past ends it now."""
+        """The process is left alone until then. A deadline that lies in the past sends the signal now."""
         seconds, fraction = divmod(max(deadline, 0.001), 1)
         value = _TimeSpec(int(seconds), int(fraction * 1e9))
-        spec = _TimerSpec(_TimeSpec(0, 0), value)
+        spec = _TimerSpec(_TimeSpec(_AGAIN_SECONDS, 0), value)
         _check(_libc.timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(spec), None), "timer_settime")
 
 

@@ -211,7 +211,7 @@ class Manager:
             return Result(outcome, error=f"DeadlineExceeded: it ran for {seconds} s, spec.activeDeadlineSeconds")
         return Result(outcome, error="JobCancelError: the task was cancelled")
 
-    async def _checkpoint(self, attempt: Attempt, data: str) -> bool:
+    async def _checkpoint(self, attempt: Attempt, number: int, data: str) -> bool:
         while True:
             try:
                 return bool(
@@ -220,6 +220,7 @@ class Manager:
                         task=attempt.task_id,
                         attempt=attempt.number,
                         worker=self._worker.id,
+                        number=number,
                         checkpoint=data,
                     )
                 )

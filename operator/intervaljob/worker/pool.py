@@ -25,8 +25,13 @@ logger = logging.getLogger(__name__)
 
 #: Bound on loading the handlers.
 START_SECONDS = 120.0
+#: Bound on its end: then it is killed, and its executors with it.
+STOP_SECONDS = 5.0
+#: Seconds until another try when there are no processes or no memory to be had.
+FORK_AGAIN_SECONDS = 1.0
 
-Checkpoint = Callable[[Attempt, str], Awaitable[bool]]
+#: Stores the checkpoint of this number, of those of an attempt; False when the attempt is not the current one.
+Checkpoint = Callable[[Attempt, int, str], Awaitable[bool]]
 
 
 class ExecutorDied(Exception):  # noqa: N818 - the word says it
@@ -59,7 +64,7 @@ class Executor:
         while (message := await wire.read(self._reader)) is not None:
             current = message["attempt"] == _key(attempt)
             if message["type"] == "checkpoint":
-                saved = current and await checkpoint(attempt, message["data"])
+                saved = current and await checkpoint(attempt, message["number"], message["data"])
                 self.send({"type": "saved", "number": message["number"], "ok": saved})
             elif current:
                 return Result(
@@ -87,17 +92,22 @@ class Pool:
         self._control = control
         self._executors: dict[int, Executor] = {}
         self._idle: list[Executor] = []
-        self._forked: asyncio.Queue[Executor] = asyncio.Queue()
+        self._forked: asyncio.Queue[Executor | None] = asyncio.Queue()
+        self._orders: asyncio.Queue[dict[str, float]] = asyncio.Queue()
         self.ended = asyncio.Event()
 
     async def take(self, *, deadline: float) -> Executor:
         """A warm executor, or a new one that lives until `deadline` unless that is pushed out."""
-        while self._idle:
-            executor = self._idle.pop()
-            if not executor.gone.done():
-                return executor
-        await self._tell({"fork": deadline})
-        return await self._forked.get()
+        while True:
+            while self._idle:
+                executor = self._idle.pop()
+                if not executor.gone.done():
+                    return executor
+            self._orders.put_nowait({"fork": deadline})
+            forked = await self._forked.get()
+            if forked is not None:
+                return forked
+            await asyncio.sleep(FORK_AGAIN_SECONDS)
 
     def put_back(self, executor: Executor) -> None:
         """The executor has ended its attempt and takes another."""
@@ -105,20 +115,29 @@ class Pool:
             self._idle.append(executor)
 
     def push_out(self, deadline: float) -> None:
-        """The lease was renewed: every executor may live until `deadline`, a boot time."""
+        """The lease was renewed: the zygote and every executor may live until `deadline`, a boot time."""
+        self._orders.put_nowait({"deadline": deadline})
         for executor in self._executors.values():
             executor.send({"type": "deadline", "at": deadline})
 
     async def kill(self, executor: Executor) -> None:
         """Returns when nothing of the executor runs any more."""
         if not executor.gone.done():
-            await self._tell({"kill": executor.pid})
+            self._orders.put_nowait({"kill": executor.pid})
             await asyncio.shield(executor.gone)
 
     async def kill_all(self) -> None:
         """Returns when nothing of any executor runs any more."""
         for executor in tuple(self._executors.values()):
             await self.kill(executor)
+
+    async def talk(self) -> None:
+        """Tell the zygote what there is to tell, in order and without loss, until it ends."""
+        loop = asyncio.get_running_loop()
+        with suppress(ConnectionError):  # the zygote has ended, which `listen` notices
+            while True:
+                order = await self._orders.get()
+                await loop.sock_sendall(self._control, json.dumps(order).encode())
 
     async def listen(self) -> None:
         """Hear from the zygote, until it ends; with it every executor ends."""
@@ -130,6 +149,9 @@ class Pool:
             message = json.loads(data)
             if "forked" in message:
                 await self._welcome(message["forked"], fds[0])
+            elif "not_forked" in message:
+                logger.warning("Cannot fork an executor", extra={"error": message["not_forked"]})
+                self._forked.put_nowait(None)
             else:
                 self._bury(message["exited"], message["status"])
         for pid in tuple(self._executors):
@@ -151,10 +173,6 @@ class Pool:
         metrics.EXECUTORS.set(len(self._executors))
         executor.gone.set_result(status)
         executor.close()
-
-    async def _tell(self, message: dict[str, float]) -> None:
-        with suppress(ConnectionError):  # the zygote has ended, which `listen` notices
-            await asyncio.get_running_loop().sock_sendall(self._control, json.dumps(message).encode())
 
 
 @asynccontextmanager
@@ -185,17 +203,26 @@ async def pool(settings: WorkerSettings) -> AsyncIterator[Pool]:
         )
         theirs.close()
         made = Pool(ours)
+        talking: asyncio.Task[None] | None = None
         listening: asyncio.Task[None] | None = None
         try:
             await _handlers_loaded(ours)
+            talking = asyncio.create_task(made.talk(), name="orders")
             listening = asyncio.create_task(made.listen(), name="pool")
             yield made
         finally:
             if process.returncode is None:
                 process.terminate()
-            await process.wait()
-            if listening is not None:
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await process.wait()
+            except TimeoutError:  # stopped, or stuck in what a module started
+                process.kill()
+                await process.wait()
+            if talking is not None and listening is not None:
                 await listening
+                talking.cancel()
+                await asyncio.gather(talking, return_exceptions=True)
 
 
 def _environment(allowed: dict[str, str]) -> dict[str, str]:

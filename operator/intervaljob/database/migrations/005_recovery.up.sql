@@ -9,9 +9,11 @@ ALTER TABLE {schema}.jobs
     ADD COLUMN cancel_requested_at text,
     ADD COLUMN cancel_before timestamptz;
 
+-- checkpoint_number is the present attempt's, so that a write that comes late replaces no newer one.
 -- Attempts that were lost or followed by another, oldest first; the present or last one is in the task's own columns.
 ALTER TABLE {schema}.tasks
-    ADD COLUMN earlier_attempts jsonb NOT NULL DEFAULT '[]';
+    ADD COLUMN earlier_attempts jsonb NOT NULL DEFAULT '[]',
+    ADD COLUMN checkpoint_number integer NOT NULL DEFAULT 0;
 
 -- The newest ten are kept.
 CREATE FUNCTION {schema}.with_attempt(earlier jsonb, entry jsonb) RETURNS jsonb

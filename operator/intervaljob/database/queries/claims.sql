@@ -91,7 +91,8 @@ SELECT queue_job_id, attempt FROM started;
 WITH resumed AS (
     UPDATE {schema}.tasks AS task
     SET status = 'running', attempt = task.attempt + 1, worker_id = %(worker)s,
-        queue_job_id = claim.queue_job_id, started_at = clock_timestamp(), finished_at = NULL
+        queue_job_id = claim.queue_job_id, started_at = clock_timestamp(), finished_at = NULL,
+        checkpoint_number = 0
     FROM jsonb_to_recordset(%(tasks)s::jsonb) AS claim(task_id uuid, queue_job_id bigint)
     WHERE task.id = claim.task_id AND task.status IN ('recovering', 'retrying')
     RETURNING task.id, task.job_id, task.queue_job_id, task.attempt

@@ -74,7 +74,7 @@ SELECT id, status FROM fenced;
 
 -- name: save_checkpoint
 UPDATE {schema}.tasks
-SET checkpoint = %(checkpoint)s::jsonb
-WHERE id = %(task)s AND attempt = %(attempt)s AND worker_id = %(worker)s AND status = 'running'
+SET checkpoint = %(checkpoint)s::jsonb, checkpoint_number = %(number)s
+WHERE id = %(task)s AND attempt = %(attempt)s AND checkpoint_number <= %(number)s AND worker_id = %(worker)s AND status = 'running'
     AND EXISTS (SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL)
 RETURNING id;
