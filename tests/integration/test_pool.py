@@ -347,7 +347,7 @@ async def test_what_a_handler_started_ends_with_its_process(executors: Pool, sta
         await executors.kill(executor)
     with pytest.raises(ExecutorDied):
         await started.result
-    assert not runs(child)
+    await process_gone(child)
 
 
 async def test_executors_end_at_the_newest_deadline_that_their_manager_named(executors: Pool) -> None:
