@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psycopg
 from chaos.checker import Figures, check, report
-from chaos.faults import FAULTS, Acting, Fault
+from chaos.faults import ALWAYS, FAULTS, Acting, Fault
+from chaos.handlers import open_gate
 from chaos.proxy import Proxy, proxy_loop
 from chaos.record import Violation
 from chaos.workload import NAMESPACE, draw_jobs
@@ -70,6 +71,7 @@ def run(plan: Plan, *, folder: Path) -> Outcome:
     """Everything, from the first server to the proof; what it leaves is in `folder`."""
     source = random.Random(plan.seed)
     (folder / "locks").mkdir(parents=True)
+    open_gate(folder)
     with world_of(plan, folder=folder, source=random.Random(plan.seed + 1)) as world:
         world.say(f"campaign of {plan.rounds} rounds, seed {plan.seed}, {plan.jobs} IntervalJobs, run in {folder}")
         world.kubectl("create", "namespace", NAMESPACE)
@@ -133,6 +135,11 @@ def _round(world: World, number: int, source: random.Random, *, seconds: float) 
                 heapq.heappush(agenda, (time.monotonic() - begun + lasts, index, fault, acting, 0.0))
         elif not _heal(world, fault, acting):
             heapq.heappush(agenda, (at + 2.0, index, fault, acting, 0.0))
+    _wait_until_it_works(world)
+    acting = ALWAYS.act(world)
+    if _step(world, ALWAYS, acting):
+        time.sleep(world.random.uniform(*ALWAYS.seconds))
+        _heal(world, ALWAYS, acting)
     _wait_until_it_works(world)
 
 
@@ -221,6 +228,7 @@ def _make_peace(world: World) -> None:
     deadline = time.monotonic() + _QUIET_SECONDS
     while any(left := world.sql(_UNFINISHED)[0].values()) and time.monotonic() < deadline:
         world.watch_members()
+        open_gate(world.folder)
         time.sleep(0.5)
     if any(left):
         world.problem(f"not quiet after {_QUIET_SECONDS:.0f} s: {world.sql(_UNFINISHED)[0]}")

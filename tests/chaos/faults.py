@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from chaos.handlers import boot_time
+from chaos.handlers import boot_time, open_gate
 from chaos.world import LEASE_SECONDS, Member, Pid, World
 
 Acting = Iterator[None]
@@ -153,6 +154,22 @@ def proxy_forgets(world: World) -> Acting:
     yield from _through(world, "proxy_forgets", lambda member: member.proxy.forget())
 
 
+def late_ends(world: World) -> Acting:
+    """Ends of attempts are sent, their worker is killed, and they arrive while the next attempts of their tasks run."""
+    worker = _choose(world, world.workers)
+    since = boot_time()
+    worker.proxy.hold_back(_END_OF_AN_ATTEMPT)
+    open_gate(world.folder)
+    time.sleep(0.5)
+    killed = boot_time()
+    worker.stop(signal.SIGKILL)
+    world.journal.fault("kill_manager", target=worker.name, since=killed)
+    worker.start()
+    yield
+    worker.proxy.heal()
+    world.journal.fault("late_ends", target=worker.name, since=since)
+
+
 def stop_apiserver(world: World) -> Acting:
     since = boot_time()
     world.stack.control_plane.stop_apiserver()
@@ -273,6 +290,12 @@ FAULTS: Sequence[Fault] = (
     Fault(cancel, 5),
     Fault(delete_resources, 1),
 )
+
+#: Part of each round, whatever else is drawn: by chance, what only the attempt's number keeps from harm is too rare.
+ALWAYS = Fault(late_ends, 0, (5.0, 8.0))
+
+#: What a message has that tells Postgres how attempts ended.
+_END_OF_AN_ATTEMPT = b'"delay_seconds"'
 
 _VICTIMS = {
     "a running task": ("tasks", "status = 'running'"),

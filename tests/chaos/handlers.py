@@ -112,6 +112,8 @@ async def chaos_async(task: Task) -> Any:
 def _behave(behaviour: str, seconds: float, task: Task, story: _Story, folder: str) -> None:
     if behaviour == "ignores_cancel":
         _tick_stubbornly(story, seconds)
+    elif behaviour == "gated":
+        _tick_until_the_gate_opens(story, seconds, folder)
     elif behaviour == "child":
         _tick_with_child(story, seconds, folder)
     elif behaviour == "blocks_gil":
@@ -126,6 +128,21 @@ def _behave(behaviour: str, seconds: float, task: Task, story: _Story, folder: s
         ctypes.string_at(0)
     if behaviour == "kill_once" and task.attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def open_gate(folder: Path) -> None:
+    """Every attempt that waits at the gate ends now; those that begin later wait for the next opening."""
+    gate = folder / "gate.new"
+    gate.write_text(uuid4().hex)
+    gate.rename(folder / "gate")
+
+
+def _tick_until_the_gate_opens(story: _Story, seconds: float, folder: str) -> None:
+    gate = Path(folder, "gate")
+    before = gate.read_text()
+    end = boot_time() + seconds
+    while boot_time() < end and gate.read_text() == before:
+        story.tick_for(_TICK_SECONDS)
 
 
 def _tick_stubbornly(story: _Story, seconds: float) -> None:

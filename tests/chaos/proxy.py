@@ -45,6 +45,8 @@ class Proxy:
         self._target = target
         self._questions = asyncio.Event()
         self._answers = asyncio.Event()
+        self._unwanted: bytes | None = None
+        self._lets_through = asyncio.Event()
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
         self.heal()
@@ -56,6 +58,10 @@ class Proxy:
     def stall_answers(self) -> None:
         """Pass what the client sends and keep the answers: a COMMIT happens, and nobody hears of it."""
         self._do(self._close_gates(self._answers))
+
+    def hold_back(self, words: bytes) -> None:
+        """Keep a message with these words, and whatever follows it, also when its client is gone."""
+        self._do(self._hold_back(words))
 
     def drop(self) -> None:
         """Reset every connection there is; new ones are passed."""
@@ -80,6 +86,10 @@ class Proxy:
         for gate in gates:
             gate.clear()
 
+    async def _hold_back(self, words: bytes) -> None:
+        self._unwanted = words
+        self._lets_through.clear()
+
     async def _drop(self) -> None:
         for link in tuple(self._links):
             link.reset()
@@ -98,6 +108,8 @@ class Proxy:
         for link in tuple(self._links):
             if not link.passes.is_set():
                 link.reset()
+        self._unwanted = None
+        self._lets_through.set()
         self._questions.set()
         self._answers.set()
         if self._server is None:
@@ -126,6 +138,8 @@ class Proxy:
                 data = await reader.read(_BUFFER)
             for gate in gates:
                 await gate.wait()
+            if self._unwanted is not None and self._unwanted in data:
+                await self._lets_through.wait()
             if data and not writer.is_closing():
                 with suppress(OSError):
                     writer.write(data)

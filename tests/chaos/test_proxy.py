@@ -127,3 +127,21 @@ async def test_forgotten_connections_stay_silent_while_new_ones_pass(echo: Echo,
     assert await one.hears() == b""
     one.close()
     other.close()
+
+
+async def test_what_is_held_back_arrives_when_it_is_healed_also_from_a_client_that_is_gone(
+    echo: Echo, proxy: Proxy
+) -> None:
+    one, other = await client(proxy), await client(proxy)
+    await asyncio.to_thread(proxy.hold_back, b"the end")
+    await one.say(b"this is the end")
+    await other.say(b"something else")
+    assert await other.hears() == b"something else"
+    one.close()
+    assert echo[1] == [b"something else"]
+    await asyncio.to_thread(proxy.heal)
+    async with asyncio.timeout(5):
+        while len(echo[1]) < 2:
+            await asyncio.sleep(0.01)
+    assert echo[1][1] == b"this is the end"
+    other.close()

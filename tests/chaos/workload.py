@@ -29,9 +29,10 @@ _SOON = {"backoff": {"initialSeconds": 1, "maxSeconds": 2}}
 
 #: Shares are of 100. Two cores carry 300 of these jobs: about 18 tasks a second, of which some 40 run at any time.
 KINDS = (
-    Kind("short", 34, "return", (0.05, 0.5), (8, 30)),
+    Kind("short", 29, "return", (0.05, 0.5), (8, 30)),
     Kind("async", 12, "return", (0.05, 1.0), (10, 30), handler="chaos.async"),
     Kind("long", 9, "return", (3, 20), (20, 30)),
+    Kind("gated", 5, "gated", (40, 60), (15, 30)),
     Kind("forbid", 9, "return", (1, 8), (5, 10), spec={"concurrencyPolicy": "Forbid"}),
     Kind("replace", 6, "return", (2, 12), (5, 10), spec={"concurrencyPolicy": "Replace"}),
     Kind("careful", 7, "return", (1, 6), (10, 20), spec={"recoveryPolicy": "Fail"}),
