@@ -1,18 +1,22 @@
 """A fresh, migrated database for each test, copied from a template; and jobs to put into it."""
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from support import CLUSTER, AddJob, Execute, Work
+from pool_support import Started
+from support import CLUSTER, AddJob, Execute, Work, worker_settings
 
 from intervaljob.database.connection import Database, Row, as_records
 from intervaljob.database.migrations import migrate_up
 from intervaljob.embedded.postgres import Postgres
 from intervaljob.settings import DatabaseSettings, load
+from intervaljob.worker.pool import Pool, pool
 
 _numbers = itertools.count()
 
@@ -56,6 +60,23 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     """That database, opened as operators and workers do."""
     async with Database(settings(database_url), application="tests") as opened:
         yield opened
+
+
+@pytest.fixture
+def handlers_for_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executors find the module of handlers for tests."""
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+
+
+@pytest.fixture
+async def executors(handlers_for_tests: None) -> AsyncIterator[Pool]:
+    async with pool(worker_settings("postgresql://nowhere", handlers="handlers_for_tests")) as made:
+        yield made
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Started:
+    return Started(tmp_path)
 
 
 @pytest.fixture

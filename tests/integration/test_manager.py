@@ -19,10 +19,7 @@ from intervaljob.worker.incarnation import Incarnation
 from intervaljob.worker.manager import Manager
 from intervaljob.worker.pool import Pool, pool
 
-
-@pytest.fixture(autouse=True)
-def _handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 
 
 @asynccontextmanager

@@ -4,51 +4,27 @@ import asyncio
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-import pool_process
 import pytest
-from pool_process import attempt_of, no_checkpoint, renew
+from pool_process import attempt_of, no_checkpoint
+from pool_support import LONG, Started, run
 from support import (
     children_of,
     eventually,
-    group_of,
     parent_of,
     pid_in,
     process_gone,
     runs,
-    state_of,
     worker_settings,
 )
 
 from intervaljob.errors import HandlerError
-from intervaljob.model.task import MAX_OUTPUT_BYTES, Attempt, Outcome, Result
+from intervaljob.model.task import MAX_OUTPUT_BYTES, Attempt, Outcome
 from intervaljob.worker.fence import boot_time
-from intervaljob.worker.pool import Executor, ExecutorDied, Pool, pool
-from intervaljob.worker.zygote import AHEAD_SECONDS, MESSAGE_BYTES
+from intervaljob.worker.pool import ExecutorDied, Pool, pool
 
-LONG = 3600.0
-
-#: Of a manager that is going to be frozen.
-LEASE = 1.5
-
-
-@pytest.fixture(autouse=True)
-def _handlers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Executors find the module of handlers for tests."""
-    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-
-
-@pytest.fixture
-async def executors() -> AsyncIterator[Pool]:
-    async with pool(worker_settings("postgresql://nowhere", handlers="handlers_for_tests")) as made:
-        yield made
+pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 
 
 def open_files() -> set[str]:
@@ -57,72 +33,6 @@ def open_files() -> set[str]:
 
 def environment_of(pid: int) -> list[bytes]:
     return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-
-
-async def run(executors: Pool, attempt: Attempt) -> Result:
-    """Run an attempt as a manager does, and put its executor back."""
-    executor = await executors.take(deadline=boot_time() + LONG)
-    result = await executor.run(attempt, checkpoint=no_checkpoint)
-    executors.put_back(executor)
-    return result
-
-
-class Started:
-    """An attempt under way, and the files by which it and we talk."""
-
-    def __init__(self, folder: Path) -> None:
-        self.files = {name: str(folder / name) for name in ("started", "go", "cancelled", "child")}
-
-    async def begin(self, executors: Pool, handler: str, *, lease: float = LONG, **payload: object) -> Executor:
-        self.attempt = attempt_of(handler, {**self.files, **payload})
-        self.executor = await executors.take(deadline=boot_time() + lease)
-        self.result = asyncio.create_task(self.executor.run(self.attempt, checkpoint=no_checkpoint), name="attempt")
-        assert await pid_in(Path(self.files["started"])) == self.executor.pid
-        return self.executor
-
-
-@pytest.fixture
-def started(tmp_path: Path) -> Started:
-    return Started(tmp_path)
-
-
-@contextmanager
-def frozen(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-@asynccontextmanager
-async def renewed(executors: Pool, *, lease: float) -> AsyncIterator[None]:
-    """The lease is renewed all the while."""
-    renewals = asyncio.create_task(renew(executors, lease=lease), name="renewals")
-    try:
-        yield
-    finally:
-        renewals.cancel()
-        await asyncio.gather(renewals, return_exceptions=True)
-
-
-@asynccontextmanager
-async def manager(handler: str, started: Started) -> AsyncIterator[tuple[int, int, int]]:
-    """A manager as a process of its own whose handler is under way: its number, the zygote's and the executor's."""
-    arguments = [sys.executable, pool_process.__file__, handler, json.dumps(started.files), str(LEASE)]
-    process = subprocess.Popen(arguments)  # noqa: ASYNC220 - it is not waited for here
-    try:
-        executor = await pid_in(Path(started.files["started"]))
-        zygote = parent_of(executor)
-        yield process.pid, zygote, executor
-    finally:
-        left = [*group_of(executor), *group_of(zygote)]
-        process.kill()
-        process.wait()
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("handler", ["test.sync", "test.async"])
@@ -348,114 +258,6 @@ async def test_what_a_handler_started_ends_with_its_process(executors: Pool, sta
     with pytest.raises(ExecutorDied):
         await started.result
     await process_gone(child)
-
-
-async def test_executors_end_at_the_newest_deadline_that_their_manager_named(executors: Pool) -> None:
-    first = await executors.take(deadline=boot_time() + 0.4)
-    ends = boot_time() + 1.5
-    executors.push_out(ends)
-    second = await executors.take(deadline=boot_time() + 0.4)
-    for each in (first, second):
-        assert await asyncio.wait_for(asyncio.shield(each.gone), 5) == -signal.SIGKILL
-    assert ends - AHEAD_SECONDS <= boot_time() < ends + 1
-    await asyncio.wait_for(executors.ended.wait(), 5)
-
-
-async def test_a_handler_that_holds_the_lock_for_longer_than_the_lease_is_left_alone(
-    executors: Pool, started: Started
-) -> None:
-    async with renewed(executors, lease=0.6):
-        executor = await started.begin(executors, "test.holds_the_lock", lease=0.6, seconds=1.8)
-        result = await asyncio.wait_for(started.result, 10)
-        assert result.output == {"pid": executor.pid}
-        executors.put_back(executor)
-        assert (await run(executors, attempt_of("test.sync", 1))).output["pid"] == executor.pid
-
-
-async def test_an_executor_that_hears_of_no_renewal_stands_still_until_the_zygote_says_that_the_lease_is_good(
-    executors: Pool, started: Started
-) -> None:
-    executor = await started.begin(executors, "test.holds_the_lock", lease=1.0, seconds=2.0)
-    deadline = boot_time() + 1.0
-    executors.push_out(boot_time() + LONG)
-    await executors.take(deadline=0)  # it answers, so it has heard of the renewal
-    with frozen(parent_of(executor.pid)):
-        await eventually(lambda: state_of(executor.pid) == "T", what="the executor stands still", within=3)
-        assert deadline - 0.5 < boot_time() < deadline + 0.5
-    assert (await asyncio.wait_for(started.result, 10)).output == {"pid": executor.pid}
-
-
-async def test_an_executor_that_somebody_stops_goes_on(executors: Pool, started: Started) -> None:
-    executor = await started.begin(executors, "test.waits_sync")
-    for _ in range(3):
-        os.kill(executor.pid, signal.SIGSTOP)
-        await eventually(lambda: state_of(executor.pid) in "RS", what="the executor goes on")
-    Path(started.files["go"]).touch()  # noqa: ASYNC240 - a file sends no event
-    assert (await asyncio.wait_for(started.result, 10)).outcome is Outcome.RETURNED
-
-
-@pytest.mark.parametrize(
-    ("handler", "processes"), [("test.starts_a_process", 2), ("test.deaf", 2), ("test.holds_the_lock", 1)]
-)
-async def test_with_a_frozen_manager_everything_ends_at_the_deadline_also_what_handlers_started(
-    started: Started, handler: str, processes: int
-) -> None:
-    async with manager(handler, started) as (pid, zygote, executor):
-        assert len(group_of(executor)) == processes
-        os.kill(pid, signal.SIGSTOP)
-        await process_gone(zygote, within=LEASE + 0.5)
-        await eventually(lambda: not group_of(executor), what="nothing of the handler is left", within=0.5)
-        assert state_of(pid) == "T"
-
-
-@pytest.mark.parametrize("handler", ["test.waits", "test.deaf", "test.holds_the_lock"])
-async def test_with_everything_frozen_the_kernel_ends_zygote_and_executors_at_the_deadline(
-    started: Started, handler: str
-) -> None:
-    async with manager(handler, started) as (pid, zygote, executor):
-        for each in (pid, zygote, executor):
-            os.kill(each, signal.SIGSTOP)
-        for each in (zygote, executor):
-            await process_gone(each, within=LEASE + 0.5)
-        assert state_of(pid) == "T"
-
-
-async def test_a_frozen_zygote_ends_at_the_deadline_that_it_heard_and_its_manager_ends_the_rest(
-    executors: Pool, started: Started
-) -> None:
-    async with renewed(executors, lease=1.0):
-        executor = await started.begin(executors, "test.deaf", lease=1.0)
-        with frozen(parent_of(executor.pid)):
-            await asyncio.wait_for(executors.ended.wait(), 5)
-        await eventually(lambda: not group_of(executor.pid), what="nothing of the handler is left")
-        with pytest.raises(ExecutorDied):
-            await started.result
-
-
-def test_a_newer_deadline_that_waits_to_be_heard_counts() -> None:
-    """The zygote gets no CPU until it would begin to kill; by then a renewal has arrived."""
-    early = "from intervaljob.worker import zygote; zygote.AHEAD_SECONDS = 2.0; zygote.main()"
-    start = {"parent": os.getpid(), "handlers": ["handlers_for_tests"], "log_format": "text", "log_level": "info"}
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    arguments = [sys.executable, "-c", early, str(theirs.fileno()), json.dumps(start)]
-    with ours, theirs, subprocess.Popen(arguments, pass_fds=[theirs.fileno()]) as zygote:
-        theirs.close()
-        assert b"test.sync" in ours.recv(MESSAGE_BYTES)
-        begun = boot_time()
-        ours.send(json.dumps({"fork": begun + 3.0}).encode())
-        forked, connections, _, _ = socket.recv_fds(ours, MESSAGE_BYTES, 1)
-        assert b"forked" in forked
-        while state_of(zygote.pid) != "S":
-            time.sleep(0.01)
-        zygote.send_signal(signal.SIGSTOP)
-        time.sleep(begun + 1.5 - boot_time())
-        ours.send(json.dumps({"deadline": begun + LONG}).encode())
-        zygote.send_signal(signal.SIGCONT)
-        time.sleep(begun + 3.2 - boot_time())
-        survived = zygote.poll() is None
-        zygote.kill()
-        os.close(connections[0])
-    assert survived
 
 
 async def test_with_the_zygote_everything_ends_also_what_handlers_started(executors: Pool, started: Started) -> None:
