@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 from cluster_support import Namespace, eventually, numbers
 
+from intervaljob.database.migrations import LATEST
 from intervaljob.embedded.stack import Process, Stack
 
 
@@ -157,6 +158,6 @@ def test_a_schema_of_another_version_is_one_line_and_code_2(namespace: Namespace
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        "intervaljob: schema 'intervaljob' is at version 0, this program needs 4: run `intervaljob migrate up`"
+        f"intervaljob: schema 'intervaljob' is at version 0, this program needs {LATEST}: run `intervaljob migrate up`"
     )
     assert "Traceback" not in done.stderr
