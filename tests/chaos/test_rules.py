@@ -81,8 +81,11 @@ def deleted_queue_job(job: str, task: str | None = None, moment: float = 0) -> C
 
 
 def killed(worker: str, seconds_from_now: float) -> Change:
-    moment = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds_from_now
-    return injected("fault", kind="kill_worker", target=worker, **{"from": moment, "to": moment})
+    def change(world: SmallWorld) -> None:
+        moment = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds_from_now
+        world.inject("fault", kind="kill_worker", target=worker, **{"from": moment, "to": moment})
+
+    return change
 
 
 def forget_status(job: str) -> Change:

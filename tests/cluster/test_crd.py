@@ -59,6 +59,18 @@ STATUS = {
         "finishedAt": "2026-11-23T10:00:07Z",
         "message": "recovered",
     },
+    "recentTasks": [
+        {
+            "taskId": "7d9f1c9e-0b1a-4f5e-8f43-5a1f0c2d3e4b",
+            "status": "failed",
+            "attempt": 2,
+            "recoveries": 1,
+            "lastEvidence": "lease_expired",
+            "startedAt": "2026-11-23T10:00:05Z",
+            "finishedAt": "2026-11-23T10:00:07Z",
+            "message": "ValueError: no such account",
+        }
+    ],
     "counts": {"succeeded": 41, "failed": 2, "cancelled": 1, "recovered": 5, "skipped": 3},
 }
 
@@ -136,6 +148,8 @@ def test_the_schema_fills_in_defaults(cluster: Cluster) -> None:
         "handler": "echo",
         "suspend": False,
         "concurrencyPolicy": "Allow",
+        "recoveryPolicy": "Rerun",
+        "recoveryLimit": 3,
         "payload": "",
         "userId": "00000000-0000-0000-0000-000000000000",
         "workspaceId": "00000000-0000-0000-0000-000000000000",

@@ -297,7 +297,7 @@ async def test_renewals_that_hang_do_not_cost_the_lease(database_url: str, work:
 
         async def renewing() -> list[int]:
             rows = await work.execute(
-                "SELECT pid FROM pg_stat_activity WHERE application_name = 'frozen' AND query LIKE '%%lease_clock%%'"
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'frozen' AND query ~ 'SET lease_expires_at'"
             )
             return [row["pid"] for row in rows if row["pid"] not in stopped]
 
