@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import inspect
 import json
 import random
 import signal
@@ -133,13 +134,13 @@ def _round(world: World, number: int, source: random.Random, *, seconds: float) 
             acting = fault.act(world)
             if _step(world, fault, acting):
                 heapq.heappush(agenda, (time.monotonic() - begun + lasts, index, fault, acting, 0.0))
-        elif not _heal(world, fault, acting):
+        elif not heal(world, fault, acting):
             heapq.heappush(agenda, (at + 2.0, index, fault, acting, 0.0))
     _wait_until_it_works(world)
     acting = ALWAYS.act(world)
     if _step(world, ALWAYS, acting):
         time.sleep(world.random.uniform(*ALWAYS.seconds))
-        _heal(world, ALWAYS, acting)
+        heal(world, ALWAYS, acting)
     _wait_until_it_works(world)
 
 
@@ -169,19 +170,17 @@ def _step(world: World, fault: Fault, acting: Acting) -> bool:
     return True
 
 
-def _heal(world: World, fault: Fault, acting: Acting) -> bool:
+def heal(world: World, fault: Fault, acting: Acting) -> bool:
     """Whether it is healed. What stands in the way of that is healed first: whoever failed is asked to begin anew."""
+    by_hand = _HEALED_BY_HAND.get(fault.kind)
     try:
-        next(acting, None)
+        if by_hand is not None and inspect.getgeneratorstate(acting) == inspect.GEN_CLOSED:
+            by_hand(world)
+        else:
+            next(acting, None)
     except _IN_THE_WAY as error:
         world.say(f"  {fault.kind} is not healed yet: {' '.join(str(error).split())[:200]}")
-        again = _HEALED_BY_HAND.get(fault.kind)
-        if again is None:
-            return True
-        with suppress(*_IN_THE_WAY):
-            again(world)
-            return True
-        return False
+        return by_hand is None
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import psycopg
 from chaos.handlers import boot_time, open_gate
 from chaos.world import LEASE_SECONDS, Member, Pid, World
 
-Acting = Iterator[None]
+Acting = Generator[None]
 
 
 @dataclass(frozen=True)
