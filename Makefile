@@ -9,6 +9,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 IMAGE ?= intervaljob
+HELM_VERSION := v3.19.0
+HELM_CACHED := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/intervaljob/helm-$(HELM_VERSION)/helm
+export HELM ?= $(or $(shell command -v helm),$(HELM_CACHED))
 BUILDER ?= $(firstword $(foreach program,docker podman buildah,$(if $(shell command -v $(program)),$(program))))
 
 .PHONY: help
@@ -48,8 +51,12 @@ programs: $(READY) ## Download or compile etcd, kube-apiserver and kubectl, unle
 	$(BIN)/python -c 'from intervaljob.embedded.programs import find; find(report=lambda line: print(line, flush=True))'
 
 .PHONY: test
-test: programs ## All tests; ARGS="tests/unit -k schedule" chooses
+test: programs $(HELM) ## All tests; ARGS="tests/unit -k schedule" chooses
 	$(BIN)/pytest --durations=10 $(ARGS)
+
+.PHONY: e2e
+e2e: $(READY) ## The chart on a cluster of kind's, or on the one of E2E_KUBECONFIG; needs kubectl, helm, docker and kind
+	E2E=1 $(BIN)/pytest --timeout=600 tests/e2e/kubernetes $(ARGS)
 
 ROUNDS ?= 20
 SEED ?= 1
@@ -98,6 +105,10 @@ build-worker: $(READY) ## Build the wheel into dist/, and the image IMAGE where 
 		$(BUILDER) build --tag '$(IMAGE)' .
 	fi
 
+.PHONY: generate
+generate: $(READY) $(HELM) ## Write what the chart and the manifests repeat of other files; needs helm
+	$(BIN)/python helm/generate.py
+
 .PHONY: lock
 lock: $(READY) ## Resolve the dependencies anew into uv.lock; ARGS="--upgrade" takes newer ones
 	env -u UV_DEFAULT_INDEX -u UV_INDEX -u UV_INDEX_URL $(BIN)/uv lock --no-config $(ARGS)
@@ -106,6 +117,10 @@ lock: $(READY) ## Resolve the dependencies anew into uv.lock; ARGS="--upgrade" t
 clean: ## Remove what was built and cached here
 	rm -rf .venv dist .dev .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find operator tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(HELM_CACHED):
+	@echo 'compiling helm $(HELM_VERSION) (once)'
+	GOBIN='$(@D)' go install 'helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)'
 
 $(READY): pyproject.toml uv.lock .ci/environment.py
 	@$(PYTHON) .ci/environment.py

@@ -5,12 +5,10 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psycopg
 from psycopg.rows import dict_row
-
-from intervaljob.embedded.stack import Stack
 
 T = TypeVar("T")
 
@@ -28,11 +26,20 @@ def eventually(look: Callable[[], T | None], *, what: str, within: float = 15.0)
         time.sleep(0.05)
 
 
+class Whole(Protocol):
+    """A system that serves IntervalJobs."""
+
+    @property
+    def database_url(self) -> str: ...
+
+    def kubectl(self, *arguments: str, input: str | None = None, check: bool = True) -> str: ...  # noqa: A002
+
+
 @dataclass
 class Namespace:
     """IntervalJobs of one test, through kubectl alone as a user would; and the rows behind them."""
 
-    stack: Stack
+    stack: Whole
     name: str
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
@@ -40,7 +47,7 @@ class Namespace:
 
     def apply(self, name: str, **spec: Any) -> None:
         """`kubectl apply` of an IntervalJob that is due in an hour unless the spec says otherwise."""
-        schedule = {} if "schedule" in spec else {"interval": "1h"}
+        schedule = {} if "schedule" in spec or "interval" in spec else {"interval": "1h"}
         body = {
             "apiVersion": "intervaljob.dev/v1alpha1",
             "kind": "IntervalJob",

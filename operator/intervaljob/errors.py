@@ -41,7 +41,7 @@ class DatabaseUnavailable(DatabaseError):  # noqa: N818 - the word says it
 
 
 class SchemaVersionError(DatabaseError):
-    """The database's schema is not the one that this version needs; run `intervaljob migrate up`."""
+    """The database's schema is older than this version needs; run `intervaljob migrate up`."""
 
 
 class ArgsError(IntervalJobError):

@@ -1,16 +1,35 @@
-"""`intervaljob migrate up | down --to N | status | sql`"""
+"""`intervaljob migrate up | down --to N | check | status | sql`"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from intervaljob.cli.options import load_settings, run, setting_options
 from intervaljob.database.connection import Database
-from intervaljob.database.migrations import LATEST, MIGRATIONS, Migration, applied, migrate_down, migrate_up, render
+from intervaljob.database.migrations import (
+    LATEST,
+    MIGRATIONS,
+    Migration,
+    applied,
+    check_version,
+    migrate_down,
+    migrate_up,
+    render,
+)
+from intervaljob.errors import DatabaseUnavailable, SchemaVersionError
 from intervaljob.settings import DatabaseSettings
+
+T = TypeVar("T")
+
+
+def _wait_option(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--wait", type=click.FloatRange(0), default=0, show_default=True, help=f"seconds to wait for {what}"
+    )
 
 
 @click.group("migrate")
@@ -20,12 +39,13 @@ def command() -> None:
 
 @command.command("up")
 @click.option("--to", type=int, default=LATEST, show_default=True, help="version to stop at")
+@_wait_option("the database")
 @setting_options(DatabaseSettings)
-def up(to: int, **flags: Any) -> None:
+def up(to: int, wait: float, **flags: Any) -> None:
     """Apply the missing steps."""
 
     async def steps(database: Database) -> None:
-        _report("applied", await migrate_up(database, to=to))
+        _report("applied", await _patiently(lambda: migrate_up(database, to=to), seconds=wait))
 
     _with_database(flags, steps)
 
@@ -40,6 +60,19 @@ def down(to: int, **flags: Any) -> None:
         _report("undid", await migrate_down(database, to=to))
 
     _with_database(flags, steps)
+
+
+@command.command("check")
+@_wait_option("the database and its schema")
+@setting_options(DatabaseSettings)
+def check(wait: float, **flags: Any) -> None:
+    """End well if no step is missing; with --wait, as soon as none is."""
+
+    async def see(database: Database) -> None:
+        await _patiently(lambda: check_version(database), seconds=wait)
+        click.echo(f"the schema has every step up to {LATEST}")
+
+    _with_database(flags, see)
 
 
 @command.command("status")
@@ -70,6 +103,20 @@ def _with_database(flags: dict[str, Any], act: Callable[[Database], Awaitable[No
             await act(database)
 
     run(session())
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]], *, seconds: float) -> T:
+    """Try until it works, or for so long: Postgres may still be starting, the schema may still be made."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        try:
+            return await attempt()
+        except (DatabaseUnavailable, SchemaVersionError) as error:
+            if loop.time() >= end:
+                raise
+            click.echo(f"waiting: {error}", err=True)
+            await asyncio.sleep(1)
 
 
 def _report(verb: str, steps: tuple[Migration, ...]) -> None:

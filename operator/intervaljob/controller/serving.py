@@ -120,6 +120,8 @@ class Operator:
                     registry=_registry(start, reconciler),
                     settings=_kopf_settings(namespaced=bool(scope.namespaces)),
                     standalone=True,
+                    # Its own guess needs a name for the user's id, which a container's user has not.
+                    identity=self._name,  # type: ignore[arg-type]
                     clusterwide=not scope.namespaces,
                     namespaces=list(scope.namespaces),
                 )

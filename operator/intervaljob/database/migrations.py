@@ -5,6 +5,7 @@ Two migrators at once are safe: the second waits for the lock and then finds not
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import psycopg
 
 from intervaljob.database.connection import Database, Session, load_queries, with_schema
 from intervaljob.errors import DatabaseError, SchemaVersionError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,11 @@ async def migrate_down(database: Database, *, to: int) -> tuple[Migration, ...]:
 
 
 async def check_version(database: Database) -> None:
-    """Raises SchemaVersionError unless the database has exactly this version's steps."""
+    """Raises SchemaVersionError where steps are missing.
+
+    A newer schema is one that an upgrade has prepared, or a rollback has left: a step keeps what the release before
+    it says to the database working.
+    """
     version = max((step.version for step in await applied(database)), default=0)
     if version < LATEST:
         raise SchemaVersionError(
@@ -93,10 +100,8 @@ async def check_version(database: Database) -> None:
             " run `intervaljob migrate up`"
         )
     if version > LATEST:
-        raise SchemaVersionError(
-            f"schema {database.schema!r} is at version {version}, newer than this program's {LATEST}:"
-            " run a newer intervaljob"
-        )
+        fields = {"schema": database.schema, "version": version, "expected": LATEST}
+        logger.warning("The schema is newer than this program", extra=fields)
 
 
 def render(*, schema: str) -> str:

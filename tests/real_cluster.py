@@ -1,0 +1,133 @@
+"""A Kubernetes cluster with a kubelet, and the chart in it, as an administrator at a terminal has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster_support import eventually
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "helm" / "intervaljob"
+IMAGE = "localhost/intervaljob"
+#: Bound on one command.
+SECONDS = 300
+
+#: Run in a worker's container: PID 1 has one child, the manager.
+KILL_MANAGER = "import os; os.kill(int(open('/proc/1/task/1/children').read().split()[0]), 9)"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`load` makes a folder with a Dockerfile, as an image of this name, known to the nodes.
+
+    `api_server` is a command that takes "stop" or "start".
+    """
+
+    kubeconfig: Path
+    postgres_image: str
+    load: Callable[[Path, str], None]
+    api_server: Callable[[str], None]
+    database_url: str = ""
+
+    def kubectl(self, *arguments: str, input: str | None = None, check: bool = True) -> str:  # noqa: A002
+        return self._run(["kubectl", *arguments], stdin=input, check=check)
+
+    def helm(self, *arguments: str) -> str:
+        return self._run([os.environ.get("HELM", "helm"), *arguments])
+
+    def objects(self, kind: str, *arguments: str) -> list[dict[str, Any]]:
+        found = json.loads(self.kubectl("get", kind, *arguments, "--output", "json"))["items"]
+        assert isinstance(found, list)
+        return found
+
+    def make_namespace(self, name: str, **labels: str) -> None:
+        body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+        self.kubectl("apply", "--filename", "-", input=json.dumps(body))
+
+    def _run(self, command: Sequence[str], *, stdin: str | None = None, check: bool = True) -> str:
+        done = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig)},
+            check=False,
+        )
+        assert done.returncode == 0 or not check, f"{' '.join(command)}: {done.stderr.strip()}"
+        return done.stdout
+
+
+@dataclass(frozen=True)
+class Release:
+    """The chart in a namespace that enforces the restricted Pod security standard."""
+
+    cluster: Cluster
+    namespace: str
+    name: str = "intervaljob"
+
+    def install(self, **values: str) -> None:
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.cluster.make_namespace(self.namespace, **labels)
+        self._helm("install", **values)
+
+    def upgrade(self, **values: str) -> None:
+        self._helm("upgrade", **values)
+
+    def rollback(self) -> None:
+        self.cluster.helm("rollback", self.name, "--namespace", self.namespace, "--wait", "--timeout=120s")
+
+    def uninstall(self) -> None:
+        self.cluster.helm("uninstall", self.name, "--namespace", self.namespace, "--wait", "--timeout=60s")
+
+    def kubectl(self, *arguments: str, check: bool = True) -> str:
+        return self.cluster.kubectl("--namespace", self.namespace, *arguments, check=check)
+
+    def pods(self, component: str) -> list[dict[str, Any]]:
+        selector = f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={component}"
+        return self.cluster.objects("pods", "--namespace", self.namespace, "--selector", selector)
+
+    def ready(self, component: str, *, count: int) -> list[str]:
+        """Names of so many ready Pods, as soon as there are no others."""
+
+        def look() -> list[str] | None:
+            pods = self.pods(component)
+            ready = [pod for pod in pods if _is_ready(pod)]
+            return [pod["metadata"]["name"] for pod in ready] if len(ready) == len(pods) == count else None
+
+        return eventually(look, what=f"{count} ready Pods: {component}", within=120)
+
+    def roll_out(self, component: str) -> None:
+        """Replace every Pod of a Deployment, one after the other, and wait for the end of it."""
+        deployment = f"deployment/{self.name}-{component}"
+        self.kubectl("rollout", "restart", deployment)
+        self.kubectl("rollout", "status", deployment, "--timeout=180s")
+
+    def execute(self, pod: str, code: str) -> str:
+        """Python in a worker's container."""
+        return self.kubectl("exec", pod, "--container=worker", "--", "python3", "-c", code, check=False)
+
+    def sql(self, text: str) -> list[list[str]]:
+        """Rows of the evaluation Postgres."""
+        psql = 'PGPASSWORD=$POSTGRES_PASSWORD psql -h 127.0.0.1 -U intervaljob -At -F "|" intervaljob -c "$0"'
+        pod = f"{self.name}-postgres-0"
+        options = "SET search_path = intervaljob"
+        answer = self.kubectl("exec", pod, "--", "sh", "-c", psql, f"{options}; {text}")
+        return [line.split("|") for line in answer.splitlines()[1:]]
+
+    def _helm(self, verb: str, **values: str) -> None:
+        given = {"image.repository": IMAGE, "image.tag": "dev", "image.pullPolicy": "Never"}
+        given["evaluationPostgres.image"] = self.cluster.postgres_image
+        options = [f"--set={key}={value}" for key, value in (given | values).items()]
+        self.cluster.helm(verb, self.name, str(CHART), "--namespace", self.namespace, *options, "--timeout=180s")
+
+
+def _is_ready(pod: dict[str, Any]) -> bool:
+    conditions = {one["type"]: one["status"] for one in pod["status"].get("conditions", [])}
+    return conditions.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]
