@@ -16,7 +16,7 @@ BUILDER ?= $(firstword $(foreach program,docker podman buildah,$(if $(shell comm
 
 .PHONY: help
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-32s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-32s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Try it
 

@@ -11,6 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
+import kopf
 import pytest
 
 from intervaljob.telemetry.logs import NOISY, configure
@@ -133,7 +134,7 @@ def test_configuring_again_replaces_the_stream() -> None:
 
 def test_kopfs_own_attributes_are_not_fields() -> None:
     stream = logs("text")
-    logging.getLogger("kopf.objects").error("Failed", extra={"settings": object(), "k8s_skip": True})
+    logging.getLogger("kopf.objects").error("Failed", extra={"settings": kopf.OperatorSettings(), "k8s_skip": True})
     assert stream.getvalue().endswith("ERROR Failed\n")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import kopf
@@ -189,6 +191,17 @@ def _registry(start: Any, reconciler: Reconciler) -> kopf.OperatorRegistry:
     return registry
 
 
+class _UnendingBackoffs:
+    """Seconds between attempts at a request: for ever, because an operator has nothing better to do than to wait.
+
+    kopf's own end after 54 s, and then end the operator, however soon the API server comes back.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (1.0, 1.0, 2.0, 3.0)
+        yield from itertools.repeat(5.0)
+
+
 def _kopf_settings(*, namespaced: bool) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -198,4 +211,5 @@ def _kopf_settings(*, namespaced: bool) -> kopf.OperatorSettings:
     settings.watching.client_timeout = 310
     settings.watching.connect_timeout = 30
     settings.watching.chunk_size = 500
+    settings.networking.error_backoffs = _UnendingBackoffs()
     return settings
