@@ -9,8 +9,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 IMAGE ?= intervaljob
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/intervaljob
 HELM_VERSION := v3.19.0
-HELM_CACHED := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/intervaljob/helm-$(HELM_VERSION)/helm
+HELM4_VERSION := v4.3.1
+KIND_VERSION := v0.33.0
+# Of that release of kind.
+KIND_NODE := kindest/node:v1.34.11@sha256:44e222ee2132dab25ff87301682f89eb82c7880ea3a1bf543bfe9708fd08d67d
+ACTIONLINT_VERSION := v1.7.12
+HELM_CACHED := $(CACHE)/helm-$(HELM_VERSION)/helm
+HELM4_CACHED := $(CACHE)/helm-$(HELM4_VERSION)/helm
+KIND ?= $(CACHE)/kind-$(KIND_VERSION)/kind
+ACTIONLINT ?= $(CACHE)/actionlint-$(ACTIONLINT_VERSION)/actionlint
 export HELM ?= $(or $(shell command -v helm),$(HELM_CACHED))
 BUILDER ?= $(firstword $(foreach program,docker podman buildah,$(if $(shell command -v $(program)),$(program))))
 
@@ -34,9 +43,10 @@ dev: $(READY) ## Run everything on this machine until Ctrl-C; ARGS="--help" list
 check: lint types imports test ## Everything that CI checks
 
 .PHONY: lint
-lint: $(READY) ## Style of the code
+lint: $(READY) $(ACTIONLINT) ## Style of the code, and of the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(ACTIONLINT)
 
 .PHONY: types
 types: $(READY) ## Types, strictly
@@ -55,8 +65,9 @@ test: programs $(HELM) ## All tests; ARGS="tests/unit -k schedule" chooses
 	$(BIN)/pytest --durations=10 $(ARGS)
 
 .PHONY: e2e
-e2e: $(READY) ## The chart on a cluster of kind's, or on the one of E2E_KUBECONFIG; needs kubectl, helm, docker and kind
-	E2E=1 $(BIN)/pytest --timeout=600 tests/e2e/kubernetes $(ARGS)
+e2e: $(READY) $(HELM) $(if $(E2E_KUBECONFIG),,$(KIND)) ## The chart on kind, or on the cluster that E2E_KUBECONFIG names; needs kubectl
+	E2E=1 $(BIN)/pytest --timeout=600 --durations=10 --cluster-name=intervaljob-e2e \
+		--kind-bin='$(KIND)' --kind-image='$(KIND_NODE)' tests/e2e/kubernetes $(ARGS)
 
 ROUNDS ?= 20
 SEED ?= 1
@@ -118,9 +129,18 @@ clean: ## Remove what was built and cached here
 	rm -rf .venv dist .dev .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find operator tests -name __pycache__ -prune -exec rm -rf {} +
 
-$(HELM_CACHED):
-	@echo 'compiling helm $(HELM_VERSION) (once)'
-	GOBIN='$(@D)' go install 'helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)'
+.PHONY: helm4
+helm4: $(HELM4_CACHED) ## Compile Helm 4, unless it is here, and say where
+	@echo $<
+
+$(HELM_CACHED) $(HELM4_CACHED) $(KIND) $(ACTIONLINT):
+	@echo 'compiling $(notdir $(@D)) (once)' >&2
+	GOBIN='$(@D)' go install '$(MODULE)'
+
+$(HELM_CACHED): MODULE := helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
+$(HELM4_CACHED): MODULE := helm.sh/helm/v4/cmd/helm@$(HELM4_VERSION)
+$(KIND): MODULE := sigs.k8s.io/kind@$(KIND_VERSION)
+$(ACTIONLINT): MODULE := github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT_VERSION)
 
 $(READY): pyproject.toml uv.lock .ci/environment.py
 	@$(PYTHON) .ci/environment.py

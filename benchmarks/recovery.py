@@ -2,9 +2,11 @@
 
     python benchmarks/recovery.py                # ours
     python benchmarks/recovery.py --peers        # and Procrastinate and PgQueuer at their defaults
+    python benchmarks/recovery.py --cluster      # worker Pods deleted by force, on the cluster of E2E_KUBECONFIG
 
 Everything runs on this machine, on one durable Postgres. Handlers write the boot clock to a file when they begin, so
 the time is from the signal to the begin of the next attempt. Peers are installed from PyPI into a temporary folder.
+The cluster is named as for `make e2e`, its nodes are on this machine, too, and nothing of ours is installed in it.
 """
 
 import argparse
@@ -302,6 +304,29 @@ def peer(stack: Stack, folder: Path, name: str, script: str, *, bound: float) ->
         log.close()
 
 
+def pods(deaths: int) -> None:
+    """The fault campaign's Pods, its jobs and its checker."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from chaos.pods import run  # noqa: PLC0415 - the only part that needs the tests
+    from real_cluster import IMAGE, ROOT, Cluster, Release  # noqa: PLC0415
+
+    cluster = Cluster.named()
+    if cluster is None:
+        raise SystemExit("E2E_KUBECONFIG: name a cluster, as for make e2e")
+    release = Release(cluster, "intervaljob")
+    cluster.load(ROOT, f"{IMAGE}:dev")
+    release.install()
+    try:
+        with tempfile.TemporaryDirectory(prefix="intervaljob-bench-") as folder:
+            outcome = run(cluster, release, kills=deaths, folder=Path(folder))
+    finally:
+        release.uninstall()
+    print(row("intervaljob", f"Pod deleted by force, {deaths} times: each task that it ran", outcome.gaps))
+    if outcome.violations:
+        raise SystemExit("\n".join(map(str, outcome.violations)))
+    print("\nviolations 0")
+
+
 def row(system: str, what: str, times: list[float]) -> str:
     """A line of the table."""
     ordered = sorted(times)
@@ -322,11 +347,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--deaths", type=int, default=30, help="for each evidence")
     parser.add_argument("--peers", action="store_true", help="install and measure the peers, too")
+    parser.add_argument("--cluster", action="store_true", help="measure that alone: Pods on a cluster")
     parser.add_argument("--bound", type=float, default=120.0, help="seconds to wait for a peer")
     options = parser.parse_args()
     deaths = options.deaths
     print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print("\n| system | evidence | n | p50 s | p99 s | max s |\n| --- | --- | --- | --- | --- | --- |", flush=True)
+    if options.cluster:
+        pods(deaths)
+        return
     with bench_of() as bench:
         print(row("intervaljob", "executor_exited", executors(bench, deaths)), flush=True)
         print(row("intervaljob", "drained", drains(bench, max(1, deaths // 3))), flush=True)

@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from intervaljob.settings import QUEUE_PATTERN
+
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "intervaljob"
 HELM = os.environ.get("HELM", "helm")
@@ -35,7 +37,7 @@ _LIMITS: dict[str, dict[str, Any]] = {
     "workerDefaults.image.pullPolicy": {"enum": ["", "Always", "IfNotPresent", "Never"]},
     "workerDefaults.image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
     "workerDefaults.replicas": {"minimum": 0},
-    "workerDefaults.queues": {"minItems": 1},
+    "workerDefaults.queues": {"minItems": 1, "items": {"type": "string", "pattern": QUEUE_PATTERN}},
     "workerDefaults.concurrency": {"minimum": 1, "maximum": 10_000},
     "workerDefaults.leaseSeconds": {"minimum": 3, "maximum": 3600},
     "workerDefaults.drainSeconds": {"minimum": 0, "maximum": 86_400},

@@ -1,6 +1,6 @@
 """Two handlers. Run a worker that has them:
 
-PYTHONPATH=examples INTERVALJOB_HANDLERS=handlers intervaljob worker
+PYTHONPATH=examples/worker-image INTERVALJOB_HANDLERS=handlers intervaljob worker
 """
 
 import asyncio

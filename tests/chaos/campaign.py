@@ -30,7 +30,8 @@ from intervaljob.errors import EmbeddedError
 _WORKS_SECONDS = 60.0
 _QUIET_SECONDS = 180.0
 
-_UNFINISHED = """
+#: What is left to do, in numbers: all are 0 when everything has ended and every IntervalJob is suspended.
+UNFINISHED = """
     SELECT
         (SELECT count(*) FROM river_job WHERE kind = 'interval_job'
             AND state NOT IN ('cancelled', 'completed', 'discarded')) AS queue_jobs,
@@ -225,12 +226,12 @@ def _make_peace(world: World) -> None:
     """Suspend everything, wait until nothing is unfinished, keep what the resources say, and let everybody go."""
     world.apply(list(world.jobs.values()), suspend=True)
     deadline = time.monotonic() + _QUIET_SECONDS
-    while any(left := world.sql(_UNFINISHED)[0].values()) and time.monotonic() < deadline:
+    while any(left := world.sql(UNFINISHED)[0].values()) and time.monotonic() < deadline:
         world.watch_members()
         open_gate(world.folder)
         time.sleep(0.5)
     if any(left):
-        world.problem(f"not quiet after {_QUIET_SECONDS:.0f} s: {world.sql(_UNFINISHED)[0]}")
+        world.problem(f"not quiet after {_QUIET_SECONDS:.0f} s: {world.sql(UNFINISHED)[0]}")
     time.sleep(2.0)  # a status that is written now was written before
     items = world.kubectl("get", "intervaljobs", "--output", "json")
     (world.folder / "resources.json").write_text(json.dumps(json.loads(items)))

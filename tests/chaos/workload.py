@@ -71,17 +71,18 @@ class Job:
 
 
 def draw_jobs(source: random.Random, *, count: int, folder: Path) -> list[Job]:
-    """At least one job of each kind, the others by the kinds' shares."""
-    drawn = source.choices(KINDS, weights=[kind.share for kind in KINDS], k=max(0, count - len(KINDS)))
-    return [_job(source, kind, number, folder) for number, kind in enumerate([*KINDS, *drawn])]
+    """Of every kind that a campaign on one machine has."""
+    return draw(source, KINDS, count=count, ledger=str(folder))
 
 
-def _job(source: random.Random, kind: Kind, number: int, folder: Path) -> Job:
-    payload = {
-        "seconds": round(source.uniform(*kind.seconds), 2),
-        "behaviour": kind.behaviour,
-        "ledger": str(folder),
-    }
+def draw(source: random.Random, kinds: Sequence[Kind], *, count: int, ledger: str) -> list[Job]:
+    """At least one job of each kind, the others by the kinds' shares; handlers write to the folder `ledger`."""
+    drawn = source.choices(kinds, weights=[kind.share for kind in kinds], k=max(0, count - len(kinds)))
+    return [_job(source, kind, number, ledger) for number, kind in enumerate([*kinds, *drawn])]
+
+
+def _job(source: random.Random, kind: Kind, number: int, ledger: str) -> Job:
+    payload = {"seconds": round(source.uniform(*kind.seconds), 2), "behaviour": kind.behaviour, "ledger": ledger}
     spec = {
         "interval": f"{source.randint(*kind.interval)}s",
         "handler": kind.handler,

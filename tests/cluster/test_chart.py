@@ -45,6 +45,12 @@ def refusal(*options: str) -> str:
     return done.stderr
 
 
+def pod_of(workload: dict[str, Any]) -> dict[str, Any]:
+    template = workload["spec"]["template"]
+    assert isinstance(template, dict)
+    return template
+
+
 def environment(deployment: dict[str, Any]) -> dict[str, Any]:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     return {entry["name"]: entry.get("value") for entry in container["env"]}
@@ -118,6 +124,11 @@ def test_what_is_generated_is_up_to_date() -> None:
         ("operator.logLevel=trace", r"/operator/logLevel'"),
         ("watchNamespaces={a},database.existingSecret=b", "clusterId: write a name that no other cluster"),
         ("database.url=a,database.existingSecret=b", "give url or existingSecret, not both"),
+        ("workers.default.queues={it's}", r"/workers/default/queues/0'.*does not match pattern"),
+        (
+            "workers.default.autoscaling.kind=keda",
+            "workers.default.autoscaling.kind: keda needs a database of your own",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(option: str, complaint: str) -> None:
@@ -136,9 +147,37 @@ def test_without_a_database_an_evaluation_one_is_installed() -> None:
     assert secret["stringData"]["url"] == url
 
 
-def test_an_upgrade_migrates_before_anything_changes() -> None:
+def test_an_evaluation_postgres_can_be_mended_by_an_upgrade() -> None:
+    """Nothing waits for it before it is changed."""
     (job,) = of("Job", rendered("--is-upgrade")).values()
-    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    assert "annotations" not in job["metadata"]
+
+
+def test_a_url_is_a_secret_of_the_releases_and_one_of_its_migrations() -> None:
+    objects = rendered("--set=database.url=postgresql://u:p@h/d")
+    secrets = of("Secret", objects)
+    assert set(secrets) == {"try-intervaljob-database-url", "try-intervaljob-migrate"}
+    assert (
+        "hook-succeeded" in secrets["try-intervaljob-migrate"]["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+    )
+    used = {
+        name: next(v["secret"]["secretName"] for v in pod_of(one)["spec"]["volumes"] if "secret" in v)
+        for name, one in {**of("Deployment", objects), **of("Job", objects)}.items()
+    }
+    assert used == {
+        "try-intervaljob-operator": "try-intervaljob-database-url",
+        "try-intervaljob-worker-default": "try-intervaljob-database-url",
+        "try-intervaljob-migrate": "try-intervaljob-migrate",
+    }
+
+
+def test_pods_are_replaced_when_the_database_is_another_one() -> None:
+    def checksums(url: str) -> set[str]:
+        deployments = of("Deployment", rendered(f"--set=database.url={url}")).values()
+        return {pod_of(one)["metadata"]["annotations"]["checksum/database"] for one in deployments}
+
+    assert len(checksums("postgresql://a/d")) == 1
+    assert checksums("postgresql://a/d") != checksums("postgresql://b/d")
 
 
 def test_with_a_database_of_ones_own_nothing_is_installed_beside_it() -> None:
@@ -161,9 +200,11 @@ def test_with_a_database_of_ones_own_nothing_is_installed_beside_it() -> None:
 
 @pytest.mark.parametrize("values", CI, ids=lambda path: path.stem)
 def test_no_password_is_in_arguments_or_environment(values: Path) -> None:
-    for deployment in of("Deployment", rendered(f"--values={values}")).values():
-        spec = deployment["spec"]["template"]["spec"]
-        shown = json.dumps([{**one, "volumeMounts": []} for one in spec["initContainers"] + spec["containers"]])
+    objects = rendered(f"--values={values}", "--set=migration.enabled=true")
+    for workload in (*of("Deployment", objects).values(), *of("Job", objects).values()):
+        spec = pod_of(workload)["spec"]
+        containers = spec.get("initContainers", []) + spec["containers"]
+        shown = json.dumps([{**one, "volumeMounts": []} for one in containers])
         assert "postgresql://" not in shown
         assert "secretKeyRef" not in shown
 

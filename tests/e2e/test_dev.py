@@ -73,7 +73,7 @@ def test_dev_keeps_its_data_for_the_next_time(programs: Programs, tmp_path: Path
 
 
 def _dev(data: Path) -> subprocess.Popen[str]:
-    path = os.pathsep.join(filter(None, [str(ROOT / "examples"), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT / "examples" / "worker-image"), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [*INTERVALJOB, "dev", "--workers", "1", "--data", str(data)],
         env={**os.environ, "PYTHONPATH": path, "INTERVALJOB_HANDLERS": "handlers"},

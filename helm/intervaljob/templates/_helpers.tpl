@@ -61,7 +61,12 @@ annotations:
 {{- end }}
 
 {{- define "intervaljob.databaseSecret" -}}
-{{- .Values.database.existingSecret | default (printf "%s-database" (include "intervaljob.fullname" .)) }}
+{{- .Values.database.existingSecret | default (printf "%s-database%s" (include "intervaljob.fullname" .) (ternary "-url" "" (not (empty .Values.database.url)))) }}
+{{- end }}
+
+{{- /* Pods are replaced when the database is another one: a process reads its URL once. */}}
+{{- define "intervaljob.databaseChecksum" -}}
+checksum/database: {{ toJson .Values.database | sha256sum }}
 {{- end }}
 
 {{- define "intervaljob.operatorServiceAccount" -}}
@@ -98,11 +103,11 @@ capabilities: {drop: [ALL]}
 - {name: INTERVALJOB_DATABASE_SCHEMA, value: {{ .Values.database.schema | quote }}}
 {{- end }}
 
-{{- /* (dict "root" $ "key" key-in-the-Secret) */}}
+{{- /* (dict "root" $ "key" key-in-the-Secret "secret" name-of-another-one) */}}
 {{- define "intervaljob.volumes" -}}
 - name: database
   secret:
-    secretName: {{ include "intervaljob.databaseSecret" .root }}
+    secretName: {{ .secret | default (include "intervaljob.databaseSecret" .root) }}
     defaultMode: 0440
     items: [{key: {{ .key }}, path: url}]
 - name: tmp

@@ -1,65 +1,42 @@
 """The cluster that these tests may use: the one that E2E_KUBECONFIG names, or one of kind's of their own.
 
-E2E_LOAD_IMAGE is a command that is given a folder and a name: it builds the folder's Dockerfile and makes the image
-known to the nodes. E2E_API_SERVER is one that is given "stop" or "start". No other cluster is ever touched.
+E2E_LOAD_IMAGE is a command that is given a folder, a name and build arguments: it builds the folder's Dockerfile and
+makes the image known to the nodes. E2E_API_SERVER is one that is given "stop" or "start". No other cluster is touched.
 """
 
-import os
-import shlex
-import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster_support import Namespace, numbers
-from real_cluster import IMAGE, ROOT, Cluster, Release
-
-#: Of kind's own release notes: a node image is pinned by its digest.
-KIND_CONFIG = ROOT / "tests" / "e2e" / "kubernetes" / "kind.yaml"
-KIND_CLUSTER = "intervaljob-e2e"
+from pytest_kind import KindCluster
+from real_cluster import IMAGE, POSTGRES_IMAGE, ROOT, Cluster, Release, run
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    named = os.environ.get("E2E_KUBECONFIG")
-    if named:
-        load, api_server = shlex.split(os.environ["E2E_LOAD_IMAGE"]), shlex.split(os.environ["E2E_API_SERVER"])
-        found = Cluster(
-            kubeconfig=Path(named),
-            postgres_image=os.environ.get("E2E_POSTGRES_IMAGE", "postgres:18"),
-            load=lambda context, name: _run(*load, str(context), name),
-            api_server=lambda verb: _run(*api_server, verb),
-        )
-        found.load(ROOT, f"{IMAGE}:dev")
-        yield found
-        return
-    kubeconfig = tmp_path_factory.mktemp("kind") / "kubeconfig"
-    options = (f"--name={KIND_CLUSTER}", f"--kubeconfig={kubeconfig}")
-    _run("kind", "create", "cluster", *options, f"--config={KIND_CONFIG}", "--wait=120s")
-    try:
-        found = Cluster(
-            kubeconfig=kubeconfig, postgres_image="postgres:18", load=_load_in_kind, api_server=_api_server_of_kind
-        )
-        found.load(ROOT, f"{IMAGE}:dev")
-        yield found
-    finally:
-        _run("kind", "delete", "cluster", *options)
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    found = Cluster.named() or _of_kind(request.getfixturevalue("kind_cluster"))
+    found.load(ROOT, f"{IMAGE}:dev")
+    return found
 
 
-def _load_in_kind(context: Path, name: str) -> None:
-    _run("docker", "build", f"--tag={name}", str(context))
-    _run("kind", "load", "docker-image", f"--name={KIND_CLUSTER}", name)
+def _of_kind(kind: KindCluster) -> Cluster:
+    """Its programs and its node's image are those that the Makefile pins."""
 
+    def load(context: Path, image: str, *arguments: str) -> None:
+        run("docker", "build", *(f"--build-arg={one}" for one in arguments), f"--tag={image}", str(context))
+        kind.load_docker_image(image)
 
-def _api_server_of_kind(verb: str) -> None:
-    """The kubelet runs it for as long as its manifest is there."""
-    manifest, away = "/etc/kubernetes/manifests/kube-apiserver.yaml", "/kube-apiserver.yaml"
-    source, target = (manifest, away) if verb == "stop" else (away, manifest)
-    _run("docker", "exec", f"{KIND_CLUSTER}-control-plane", "mv", source, target)
+    def api_server(verb: str) -> None:
+        """The kubelet runs it for as long as its manifest is there."""
+        manifest, away = "/etc/kubernetes/manifests/kube-apiserver.yaml", "/kube-apiserver.yaml"
+        source, target = (manifest, away) if verb == "stop" else (away, manifest)
+        run("docker", "exec", f"{kind.name}-control-plane", "mv", source, target)
 
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=900)
+    return Cluster(
+        kubeconfig=kind.kubeconfig_path.resolve(), postgres_image=POSTGRES_IMAGE, load=load, api_server=api_server
+    )
 
 
 @pytest.fixture
@@ -71,7 +48,13 @@ def namespace(cluster: Cluster) -> Iterator[Namespace]:
 
 
 @pytest.fixture(scope="module")
-def release(cluster: Cluster) -> Iterator[Release]:
+def since(cluster: Cluster) -> float:
+    """When the module's release began to be installed, by the monotonic clock."""
+    return time.monotonic()
+
+
+@pytest.fixture(scope="module")
+def release(cluster: Cluster, since: float) -> Iterator[Release]:
     """With nothing but the images set."""
     installed = Release(cluster, "intervaljob")
     installed.install()
