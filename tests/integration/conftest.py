@@ -70,7 +70,7 @@ def handlers_for_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def executors(handlers_for_tests: None) -> AsyncIterator[Pool]:
-    async with pool(worker_settings("postgresql://nowhere", handlers="handlers_for_tests")) as made:
+    async with pool(worker_settings("postgresql://nowhere", handlers="handlers_for_tests", concurrency=400)) as made:
         yield made
 
 

@@ -49,10 +49,15 @@ async def test_one_process_runs_attempts_one_after_the_other(executors: Pool) ->
 
 
 async def test_many_run_at_once_in_as_many_processes(executors: Pool) -> None:
-    results = await asyncio.gather(*(run(executors, attempt_of("test.async", number)) for number in range(40)))
+    taken = [await executors.take(deadline=boot_time() + LONG) for _ in range(40)]
+    attempts = (one.run(attempt_of("test.async", at), checkpoint=no_checkpoint) for at, one in enumerate(taken))
+    results = await asyncio.gather(*attempts)
     assert [result.output["doubled"] for result in results] == [2 * number for number in range(40)]
-    again = await asyncio.gather(*(run(executors, attempt_of("test.sync", number)) for number in range(40)))
     pids = {result.output["pid"] for result in results}
+    assert len(pids) == 40
+    for executor in taken:
+        executors.put_back(executor)
+    again = await asyncio.gather(*(run(executors, attempt_of("test.sync", number)) for number in range(40)))
     assert {result.output["pid"] for result in again} <= pids
 
 

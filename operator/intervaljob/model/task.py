@@ -76,13 +76,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Result:
-    """What came of an attempt; `retry` is false for errors that no repetition mends."""
+    """What came of an attempt; `retry` is false for errors that no repetition mends. `seconds` the handler took."""
 
     outcome: Outcome
     output: Json = None
     error: str | None = None
     trace: str = ""
     retry: bool = True
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

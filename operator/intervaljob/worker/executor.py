@@ -1,4 +1,4 @@
-"""The process that runs handlers, one task at a time. It is forked from the zygote, so handlers are loaded already.
+"""The process that runs handlers, one attempt after the other. It is forked from the zygote with its handlers loaded.
 
 The main thread runs the handler. A second thread reads what the manager says: the deadline that a renewed lease
 pushes out, a cancellation, the answer to a checkpoint. A handler that holds the interpreter's lock keeps that thread
@@ -19,8 +19,9 @@ import queue
 import signal
 import socket
 import threading
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime
@@ -32,6 +33,9 @@ from intervaljob.model.task import MAX_OUTPUT_BYTES, Json, Outcome, storable_jso
 from intervaljob.worker import wire
 from intervaljob.worker.fence import Fence
 from intervaljob.worker.handlers import Handler, Task
+
+#: Cancellations that may come late: those of attempts that have ended are never asked for again.
+_MOST_UNWANTED = 1000
 
 
 class TaskCancelled(BaseException):
@@ -49,8 +53,9 @@ class Executor:
         self._saves: dict[int, Future[bool]] = {}
         self._save_numbers = itertools.count()
         self._sending = threading.Lock()
+        self._is_sending = False
         self._current: str | None = None
-        self._unwanted: str | None = None
+        self._unwanted: set[str] = set()
         self._asyncio_task: tuple[asyncio.AbstractEventLoop, asyncio.Task[Json]] | None = None
 
     def serve(self) -> None:
@@ -59,11 +64,16 @@ class Executor:
         while True:
             signal.signal(signal.SIGTERM, self._interrupt)  # whatever the last handler made of it
             message = self._runs.get()
-            self._send({"type": "result", "attempt": message["attempt"], **self._run(message)})
+            begun = time.perf_counter()
+            result = self._run(message)
+            self._unwanted.discard(message["attempt"])
+            seconds = time.perf_counter() - begun
+            self._send({"type": "result", "attempt": message["attempt"], "seconds": seconds, **result})
 
     def _listen(self) -> None:
         try:
-            while (message := wire.receive(self._connection)) is not None:
+            stream = wire.reader(self._connection)
+            while (message := wire.receive(stream)) is not None:
                 self._hear(message)
         finally:
             os._exit(0)
@@ -76,10 +86,20 @@ class Executor:
                 self._runs.put(message)
             case "saved":
                 self._saves.pop(message["number"]).set_result(message["ok"])
+            case "return":
+                self._say({"type": "returned", "attempts": list(self._take_back())})
             case "cancel":
-                self._unwanted = message["attempt"]
-                if self._current == self._unwanted:
+                if len(self._unwanted) >= _MOST_UNWANTED:
+                    self._unwanted.pop()
+                self._unwanted.add(message["attempt"])
+                if self._current == message["attempt"]:
                     self._cancel()
+
+    def _take_back(self) -> Iterator[str]:
+        """What the main thread has not taken yet."""
+        with suppress(queue.Empty):
+            while True:
+                yield self._runs.get_nowait()["attempt"]
 
     def _cancel(self) -> None:
         running = self._asyncio_task
@@ -91,7 +111,7 @@ class Executor:
                 loop.call_soon_threadsafe(task.cancel)
 
     def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._current is not None and not self._sending.locked():  # half a message must not be sent
+        if self._current is not None and not self._is_sending:  # half a message must not be sent
             raise TaskCancelled
 
     def _begin(self, attempt: str) -> None:
@@ -99,7 +119,7 @@ class Executor:
         self._stop_if_unwanted()
 
     def _stop_if_unwanted(self) -> None:
-        if self._current is not None and self._current == self._unwanted:
+        if self._current is not None and self._current in self._unwanted:
             raise TaskCancelled
 
     def _run(self, message: wire.Message) -> wire.Message:
@@ -119,7 +139,7 @@ class Executor:
             return {"outcome": Outcome.RETURNED, "output": _bounded(output)}
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its result
             self._current = None
-            if isinstance(error, TaskCancelled | asyncio.CancelledError) and self._unwanted == message["attempt"]:
+            if isinstance(error, TaskCancelled | asyncio.CancelledError) and message["attempt"] in self._unwanted:
                 return {"outcome": Outcome.CANCELLED, "error": "the handler was cancelled"}
             return _failed(error)
         finally:
@@ -155,13 +175,19 @@ class Executor:
         self._saves[number] = answer
         self._send({"type": "checkpoint", "attempt": attempt, "number": number, "data": text})
         if not answer.result():
-            self._unwanted = attempt
+            self._unwanted.add(attempt)
             raise TaskCancelled
 
     def _send(self, message: wire.Message) -> None:
+        """Of the main thread, which a cancellation interrupts only when it has done so."""
+        self._is_sending = True
+        self._say(message)
+        self._is_sending = False
+        self._stop_if_unwanted()
+
+    def _say(self, message: wire.Message) -> None:
         with self._sending:
             self._connection.sendall(wire.encode(message))
-        self._stop_if_unwanted()
 
 
 def _bounded(output: Json) -> Json:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from uuid import UUID
 
 from intervaljob.database.connection import Database
@@ -26,33 +27,35 @@ from intervaljob.telemetry import metrics
 from intervaljob.worker.claims import claim
 from intervaljob.worker.finisher import Finisher
 from intervaljob.worker.incarnation import Incarnation, Over
-from intervaljob.worker.pool import Executor, ExecutorDied, Pool
+from intervaljob.worker.pace import Pace
+from intervaljob.worker.pool import Executor, ExecutorDied, NotBegun, Pool
 
 logger = logging.getLogger(__name__)
 
 #: Evidence of a loss: the process of the attempt ended, by itself or by a signal, while its worker lived on.
 EXECUTOR_EXITED = "executor_exited"
 
+#: Seconds that an attempt beyond the worker's concurrency waits for its turn; then another worker may have it.
+HOLD_SECONDS = 1.0
+#: Bound on getting an attempt back that an executor has not begun.
+ASK_BACK_SECONDS = 0.5
 
-@dataclass
+
+@dataclass(eq=False)
 class Running:
-    """An attempt that an executor works on; `stop` says why it is to end early."""
+    """An attempt from its claim to its end; `outcome` says why it is to end early.
+
+    `handed_over`: a handler may have seen it.
+    """
 
     attempt: Attempt
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    stop: asyncio.Future[Outcome] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    executor: Executor | None = None
+    outcome: Outcome | None = None
     abandoned: bool = False
     handed_over: bool = False
-
-    def cancel(self) -> None:
-        """Somebody asked for it."""
-        if not self.stop.done():
-            self.stop.set_result(Outcome.CANCELLED)
-
-    def abandon(self) -> None:
-        """The attempt is no longer ours: it is stopped, and its end is not recorded."""
-        self.abandoned = True
-        self.cancel()
+    deadline: asyncio.TimerHandle | None = None
+    ended: asyncio.Event | None = None
 
 
 class Manager:
@@ -70,29 +73,33 @@ class Manager:
         self._running: dict[UUID, Running] = {}
         self._look = asyncio.Event()
         self._claiming = asyncio.Lock()
+        self._pace = Pace(settings.concurrency)
+        self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
         """Work until `stopping` is set and everything has ended or was handed back.
 
         Raises Over (in a group, see `reason`) when this incarnation is over.
         """
-        async with asyncio.TaskGroup() as group:
-            for_ever = [
-                group.create_task(self._worker.keep(), name="lease"),
-                group.create_task(self._worker.watch_deadline(), name="deadline"),
-                group.create_task(self._pass_on_renewals(), name="renewals"),
-                group.create_task(self._watch_held(), name="held"),
-                group.create_task(self._listen(), name="listen"),
-                group.create_task(self._finisher.run(), name="finisher"),
-                group.create_task(self._watch_zygote(), name="zygote"),
-                group.create_task(self._watch_stopping(), name="stopping"),
-            ]
-            await self._claim_until_stopping(group)
+        duties = {
+            "lease": self._worker.keep,
+            "deadline": self._worker.watch_deadline,
+            "renewals": self._pass_on_renewals,
+            "held": self._watch_held,
+            "listen": self._listen,
+            "finisher": self._finisher.run,
+            "ahead": self._pool.ask_back_what_waits,
+            "zygote": self._watch_zygote,
+            "stopping": self._watch_stopping,
+        }
+        async with self._group as group:
+            for_ever = [group.create_task(duty(), name=name) for name, duty in duties.items()]
+            await self._claim_until_stopping()
             await self._drain()
             for task in for_ever:
                 task.cancel()
 
-    async def _claim_until_stopping(self, group: asyncio.TaskGroup) -> None:
+    async def _claim_until_stopping(self) -> None:
         first, unsure = 0, False
         while not self._stopping.is_set():
             self._look.clear()
@@ -101,7 +108,7 @@ class Manager:
                 async with self._claiming:
                     if unsure:
                         await self._give_back_unknown()
-                    more = await self._claim_all(group, first=first)
+                    more = await self._claim_all(first=first)
                 unsure = False
             except DatabaseUnavailable as error:
                 logger.warning("Cannot claim", extra={"worker": self._worker.name, "error": error})
@@ -109,7 +116,7 @@ class Manager:
             if not more or self._free() == 0:
                 await self._wait_for_work()
 
-    async def _claim_all(self, group: asyncio.TaskGroup, *, first: int) -> bool:
+    async def _claim_all(self, *, first: int) -> bool:
         """Claim from each queue in turn, another one first each time; returns whether there may be more."""
         queues, more = self._settings.queues, False
         for index in range(len(queues)):
@@ -120,7 +127,7 @@ class Manager:
             attempts, found = await claim(self._database, worker=self._worker, queue=queue, limit=limit)
             for attempt in attempts:
                 self._running[attempt.task_id] = running = Running(attempt)
-                group.create_task(self._work(running), name=f"task {attempt.task_id}")
+                self._group.create_task(self._work(running), name=f"task {attempt.task_id}")
             metrics.TASKS_RUNNING.set(len(self._running))
             more = more or found == limit
         return more
@@ -136,7 +143,10 @@ class Manager:
             await self._give_back([Lost(row["id"], row["attempt"], CLAIM_LOST) for row in rows])
 
     def _free(self) -> int:
-        return self._settings.concurrency - len(self._running)
+        """How many more may be claimed. Where tasks are quick it is worth the while to wait until that is many."""
+        most = self._pace.most()
+        free = most - len(self._running)
+        return free if most == self._settings.concurrency or free >= most / 2 else 0
 
     async def _wait_for_work(self) -> None:
         """Until a notification, a free place, the end, or the next poll."""
@@ -151,65 +161,111 @@ class Manager:
             metrics.PICKUP_SECONDS.observe(max(0.0, (running.started_at - attempt.scheduled_for).total_seconds()))
         try:
             result = await self._execute(running)
-            seconds = (datetime.now(UTC) - running.started_at).total_seconds()
-            metrics.TASK_SECONDS.observe(seconds)
-            if attempt.recovered:
-                metrics.RECOVERED_EXECUTION_SECONDS.observe(seconds)
+            self._measure(attempt, result)
             if not running.abandoned:
                 self._finisher.put(attempt, conclude(attempt, result, started_at=running.started_at))
-        except ExecutorDied as error:
+        except (ExecutorDied, NotBegun) as error:
             if not running.abandoned:
-                logger.warning("Executor died", extra={**self._fields(attempt), "error": error})
-                evidence = EXECUTOR_EXITED if running.handed_over else NOT_STARTED
+                died = isinstance(error, ExecutorDied)
+                evidence = EXECUTOR_EXITED if died else NOT_STARTED
+                event = "Executor died" if died else "Attempt handed back"
+                logger.warning(event, extra={**self._fields(attempt), "error": error})
                 await self._give_back([Lost(attempt.task_id, attempt.number, evidence, str(error))])
         finally:
-            if self._running.get(attempt.task_id) is running:  # the next attempt may have come to this worker, too
-                del self._running[attempt.task_id]
-            metrics.TASKS_RUNNING.set(len(self._running))
+            self._forget(running)
+
+    def _measure(self, attempt: Attempt, result: Result) -> None:
+        self._pace.note(attempt.handler, result.seconds)
+        metrics.TASK_SECONDS.observe(result.seconds)
+        if attempt.recovered:
+            metrics.RECOVERED_EXECUTION_SECONDS.observe(result.seconds)
+
+    def _forget(self, running: Running) -> None:
+        if running.deadline is not None:
+            running.deadline.cancel()
+        if running.ended is not None:
+            running.ended.set()
+        if self._running.get(running.attempt.task_id) is running:  # the next attempt may have come here, too
+            del self._running[running.attempt.task_id]
+        metrics.TASKS_RUNNING.set(len(self._running))
+        if not self._running or self._free():
             self._look.set()
 
     async def _execute(self, running: Running) -> Result:
         """Run the attempt in an executor, no longer than it may.
 
-        Raises ExecutorDied, also for an attempt that was never handed over because the lease had no time left.
+        Raises ExecutorDied; NotBegun where no handler has seen it, as the lease or this worker has no time left.
         """
-        executor = await self._pool.take(deadline=self._worker.deadline)
-        if running.abandoned or not self._worker.alive():
-            await self._pool.kill(executor)
-        else:
-            running.handed_over = True
-        done = asyncio.create_task(executor.run(running.attempt, checkpoint=self._checkpoint), name="attempt")
-        try:
-            await asyncio.wait(
-                (done, running.stop),
-                timeout=running.attempt.active_deadline_seconds,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if done.done():
-                result = done.result()
-            else:
-                result = await self._stop_early(running, executor, done)
-        finally:
-            done.cancel()
-            await asyncio.gather(done, return_exceptions=True)
-        self._pool.put_back(executor)
-        return result
+        while running.outcome is None:
+            expected = self._pace.expected(running.attempt.handler)
+            executor = await self._take(expected)
+            try:
+                result = await self._run_in(executor, running)
+                return result if running.outcome is None else _ended_early(running, running.outcome)
+            except NotBegun:
+                if not self._worker.alive():
+                    raise
+            except ExecutorDied:
+                if running.outcome is None or running.abandoned:
+                    raise
+            finally:
+                self._pool.put_back(executor, expected=expected)
+        return _ended_early(running, running.outcome)
 
-    async def _stop_early(self, running: Running, executor: Executor, done: asyncio.Future[Result]) -> Result:
+    async def _run_in(self, executor: Executor, running: Running) -> Result:
+        if running.outcome is not None:
+            return _ended_early(running, running.outcome)
+        if not self._worker.alive():
+            raise NotBegun("the lease had no time left")
+        running.executor = executor
+        try:
+            begun = partial(self._begin, running)
+            return await executor.run(running.attempt, checkpoint=self._checkpoint, begun=begun)
+        finally:
+            running.executor = None
+
+    async def _take(self, expected: float) -> Executor:
+        """Raises NotBegun where more was claimed than can be begun soon, since tasks take longer than they did."""
+        while True:
+            try:
+                return await self._pool.take(deadline=self._worker.deadline, expected=expected, within=HOLD_SECONDS)
+            except TimeoutError:
+                if len(self._running) > self._settings.concurrency:
+                    raise NotBegun("the worker had no place for it") from None
+
+    def _begin(self, running: Running) -> None:
+        """A handler may see it from now on."""
+        running.handed_over = True
+        if running.attempt.active_deadline_seconds is not None:
+            running.deadline = asyncio.get_running_loop().call_later(
+                running.attempt.active_deadline_seconds, self._stop, running, Outcome.DEADLINE_EXCEEDED
+            )
+
+    def _abandon(self, running: Running) -> None:
+        """The attempt is no longer ours: it is stopped, and its end is not recorded."""
+        running.abandoned = True
+        self._stop(running, Outcome.CANCELLED)
+
+    def _stop(self, running: Running, outcome: Outcome) -> None:
+        """It is to end early, for this reason unless there is one already."""
+        if running.outcome is None:
+            running.outcome = outcome
+            running.ended = asyncio.Event()
+            self._group.create_task(self._stop_early(running, running.ended), name=f"stop {running.attempt.task_id}")
+
+    async def _stop_early(self, running: Running, ended: asyncio.Event) -> None:
         """Ask the handler to stop, and kill its process when it does not, or when the attempt is another's already."""
-        outcome = running.stop.result() if running.stop.done() else Outcome.DEADLINE_EXCEEDED
-        if not running.abandoned:
-            executor.cancel(running.attempt)
-            await asyncio.wait({done}, timeout=self._settings.cancel_seconds)
-        if not done.done():
-            await self._pool.kill(executor)
-        await asyncio.wait({done})
-        with suppress(ExecutorDied):
-            done.result()
-        if outcome is Outcome.DEADLINE_EXCEEDED:
-            seconds = running.attempt.active_deadline_seconds
-            return Result(outcome, error=f"DeadlineExceeded: it ran for {seconds} s, spec.activeDeadlineSeconds")
-        return Result(outcome, error="JobCancelError: the task was cancelled")
+        while (executor := running.executor) is not None and not ended.is_set():
+            runs = executor.runs(running.attempt)
+            if not (running.abandoned and runs):
+                executor.ask_back()
+                executor.cancel(running.attempt)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_BACK_SECONDS if not runs else self._settings.cancel_seconds):
+                        await ended.wait()
+            if not ended.is_set() and (running.abandoned or runs):
+                await self._pool.kill(executor)
+                await ended.wait()
 
     async def _checkpoint(self, attempt: Attempt, number: int, data: str) -> bool:
         while True:
@@ -267,9 +323,9 @@ class Manager:
                 continue
             if row is None or row["attempt"] != running.attempt.number:
                 logger.warning("Attempt taken away", extra=self._fields(running.attempt))
-                running.abandon()
+                self._abandon(running)
             elif row["cancel"]:
-                running.cancel()
+                self._stop(running, Outcome.CANCELLED)
 
     async def _listen(self) -> None:
         """River's notifications (§2.2), new work and cancellations, and ours. They only make things faster."""
@@ -296,7 +352,7 @@ class Manager:
         elif topic == "river_control" and message.get("action") == "cancel":
             for running in self._running.values():
                 if running.attempt.queue_job_id == message.get("job_id"):
-                    running.cancel()
+                    self._stop(running, Outcome.CANCELLED)
         elif topic != "river_insert" or message.get("queue") in self._settings.queues:
             self._look.set()
 
@@ -314,7 +370,7 @@ class Manager:
         await self._bounded(self._all_ended(), self._settings.drain_seconds)
         left = list(self._running.values())
         for running in left:
-            running.abandon()
+            self._abandon(running)
         await self._pool.kill_all()
         if left:
             await self._give_back([_handed_back(one) for one in left])
@@ -339,6 +395,13 @@ class Manager:
             "attempt": attempt.number,
             "worker": self._worker.name,
         }
+
+
+def _ended_early(running: Running, outcome: Outcome) -> Result:
+    if outcome is Outcome.DEADLINE_EXCEEDED:
+        seconds = running.attempt.active_deadline_seconds
+        return Result(outcome, error=f"DeadlineExceeded: it ran for {seconds} s, spec.activeDeadlineSeconds")
+    return Result(outcome, error="JobCancelError: the task was cancelled")
 
 
 def _handed_back(running: Running) -> Lost:

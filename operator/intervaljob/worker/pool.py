@@ -1,4 +1,8 @@
-"""Executors as their manager sees them: forked on demand, kept warm, given one attempt at a time, known to be gone."""
+"""Executors as their manager sees them: forked on demand, kept warm, given attempts, known to be gone.
+
+An executor runs one attempt at a time. Where handlers are quick it is given more than that, so that it need not wait
+for the manager between two of them; as soon as the first keeps it busy, the rest comes back and goes elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ import os
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
-from uuid import UUID
+from dataclasses import dataclass, field
 
 from intervaljob.errors import HandlerError
 from intervaljob.model.task import Attempt, Outcome, Result
@@ -29,6 +33,14 @@ START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 #: Seconds until another try when there are no processes or no memory to be had.
 FORK_AGAIN_SECONDS = 1.0
+#: Bound on hearing the end of what an executor said after it has died: somebody may have its end of the connection.
+LAST_WORDS_SECONDS = 1.0
+
+#: An executor is given attempts for so many seconds of work, and so many, beyond the one that it runs.
+AHEAD_SECONDS = 0.002
+MAX_AHEAD = 64
+#: Seconds that the first may take before the others are asked back.
+PATIENCE_SECONDS = 0.01
 
 #: Stores the checkpoint of this number, of those of an attempt; False when the attempt is not the current one.
 Checkpoint = Callable[[Attempt, int, str], Awaitable[bool]]
@@ -41,78 +53,255 @@ class ExecutorDied(Exception):  # noqa: N818 - the word says it
         super().__init__(f"killed by signal {-status}" if status < 0 else f"ended with {status}")
 
 
-class Executor:
-    """One executor process. `gone` is done once the zygote has buried it, with its exit code."""
+class NotBegun(Exception):  # noqa: N818 - the word says it
+    """The executor has not begun the attempt, and will not: no handler has seen it."""
 
-    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+@dataclass(eq=False, slots=True)
+class _Given:
+    """An attempt that an executor has, and what it has said of it. `begun` is called when it is its turn."""
+
+    begun: Callable[[], None]
+    messages: deque[wire.Message | Exception] = field(default_factory=deque)
+    waiter: asyncio.Future[None] | None = None
+
+    def hear(self, message: wire.Message | Exception) -> None:
+        self.messages.append(message)
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def next(self) -> wire.Message:
+        """The next message, or the exception raised that stands for it."""
+        while not self.messages:
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        message = self.messages.popleft()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
+class Executor(asyncio.Protocol):
+    """One executor process. `gone` is done once the zygote has buried it, with its exit code.
+
+    `load` is how many seconds of work it is expected to have, `users` how many attempts it was taken for.
+    """
+
+    def __init__(self, pid: int) -> None:
         self.pid = pid
         self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._reader = reader
-        self._writer = writer
+        self.load = 0.0
+        self.users = 0
+        self.is_idle = False
+        self.since = 0.0
+        self._given: dict[str, _Given] = {}
+        self._decoder = wire.Decoder()
+        self._unsent = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._silent = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._decoder.feed(data):
+            if message["type"] == "returned":
+                for key in message["attempts"]:
+                    self._drop(key, NotBegun())
+            elif message["type"] == "result":
+                self._drop(message["attempt"], message)
+            elif message["attempt"] in self._given:
+                self._given[message["attempt"]].hear(message)
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self._silent = True
+        self._tell_of_death()
+
+    def bury(self, status: int) -> None:
+        """It is gone. What it said before that is heard first."""
+        self.gone.set_result(status)
+        self._tell_of_death()
+        asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self.close)
+
+    def _tell_of_death(self) -> None:
+        if not self._silent or not self.gone.done():
+            return
+        died: Exception = ExecutorDied(self.gone.result())
+        given, self._given = self._given, {}
+        for one in given.values():
+            one.hear(died)
+            died = NotBegun()
+
+    def _drop(self, key: str, message: wire.Message | Exception) -> None:
+        first = next(iter(self._given), None)
+        given = self._given.pop(key, None)
+        if given is None:
+            return
+        given.hear(message)
+        if key == first:
+            self._begin_next()
+
+    def _begin_next(self) -> None:
+        self.since = asyncio.get_running_loop().time()
+        for given in self._given.values():
+            given.begun()
+            break
+
+    def runs(self, attempt: Attempt) -> bool:
+        """Whether it is this one's turn."""
+        return next(iter(self._given), None) == _key(attempt)
 
     def send(self, message: wire.Message) -> None:
-        """Without waiting: a process that is gone is noticed by its end."""
-        if not self._writer.is_closing():
-            self._writer.write(wire.encode(message))
+        """Without waiting, with all that is said in this turn: a process that is gone is noticed by its end."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent += wire.encode(message)
 
-    async def run(self, attempt: Attempt, *, checkpoint: Checkpoint) -> Result:
-        """Run one attempt.
+    def _flush(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(bytes(self._unsent))
+        self._unsent.clear()
 
-        Raises ExecutorDied when the process ends first.
+    async def run(
+        self, attempt: Attempt, *, checkpoint: Checkpoint, begun: Callable[[], None] = lambda: None
+    ) -> Result:
+        """Run one attempt, after those that it was given before; `begun` is called when that may be.
+
+        Raises ExecutorDied when the process ends in its turn, NotBegun when it ends before or is asked to return it.
         """
-        self.send({"type": "run", "attempt": _key(attempt), **_plain(attempt)})
-        while (message := await wire.read(self._reader)) is not None:
-            current = message["attempt"] == _key(attempt)
-            if message["type"] == "checkpoint":
-                saved = current and await checkpoint(attempt, message["number"], message["data"])
-                self.send({"type": "saved", "number": message["number"], "ok": saved})
-            elif current:
+        key = _key(attempt)
+        given = _Given(begun)
+        self._given[key] = given
+        if len(self._given) == 1:
+            self._begin_next()
+        self.send({"type": "run", "attempt": key, **_plain(attempt)})
+        if self._silent:
+            self._tell_of_death()
+        while True:
+            message = await given.next()
+            if message["type"] == "result":
                 return Result(
                     outcome=Outcome(message["outcome"]),
                     output=message.get("output"),
                     error=message.get("error"),
                     trace=message.get("trace", ""),
                     retry=message.get("retry", True),
+                    seconds=message["seconds"],
                 )
-        raise ExecutorDied(await asyncio.shield(self.gone))
+            saved = await checkpoint(attempt, message["number"], message["data"])
+            self.send({"type": "saved", "number": message["number"], "ok": saved})
 
     def cancel(self, attempt: Attempt) -> None:
         """Ask the handler of this attempt to stop; one that has ended meanwhile does not notice."""
         self.send({"type": "cancel", "attempt": _key(attempt)})
 
+    def ask_back(self) -> None:
+        """Whatever it has not begun."""
+        self.send({"type": "return"})
+
+    def has_room(self, expected: float) -> bool:
+        """Whether one of so many seconds can be given to it without waiting for long."""
+        return not self.gone.done() and self.users < MAX_AHEAD and self.load + expected < AHEAD_SECONDS
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether others wait behind one that takes long."""
+        return len(self._given) > 1 and now - self.since > PATIENCE_SECONDS
+
     def close(self) -> None:
         """Give the connection up."""
-        self._writer.close()
+        if self._transport is not None:
+            self._transport.close()
 
 
 class Pool:
-    """The zygote and the executors forked from it. `pool()` makes one."""
+    """The zygote and at most `limit` executors forked from it. `pool()` makes one."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, *, limit: int) -> None:
         self._control = control
+        self._limit = limit
         self._executors: dict[int, Executor] = {}
         self._idle: list[Executor] = []
-        self._forked: asyncio.Queue[Executor | None] = asyncio.Queue()
+        self._filling: Executor | None = None
+        self._forking = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
         self._orders: asyncio.Queue[dict[str, float]] = asyncio.Queue()
+        self._crowded = asyncio.Event()
         self.ended = asyncio.Event()
 
-    async def take(self, *, deadline: float) -> Executor:
-        """A warm executor, or a new one that lives until `deadline` unless that is pushed out."""
-        while True:
-            while self._idle:
-                executor = self._idle.pop()
-                if not executor.gone.done():
-                    return executor
-            self._orders.put_nowait({"fork": deadline})
-            forked = await self._forked.get()
-            if forked is not None:
-                return forked
-            await asyncio.sleep(FORK_AGAIN_SECONDS)
+    async def take(self, *, deadline: float, expected: float = AHEAD_SECONDS, within: float | None = None) -> Executor:
+        """An executor for an attempt of so many expected seconds.
 
-    def put_back(self, executor: Executor) -> None:
+        A warm one that has little to do, or a new one that lives until `deadline` unless that is pushed out.
+        Raises TimeoutError where there is none `within` so many seconds.
+        """
+        while (executor := self._with_room(expected)) is None:
+            if len(self._executors) + self._forking < self._limit:
+                self._forking += 1
+                self._orders.put_nowait({"fork": deadline})
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                async with asyncio.timeout(within):
+                    await waiter
+            except (TimeoutError, asyncio.CancelledError):
+                if not waiter.cancelled():
+                    self._wake_one()  # the turn was this one's, and is another's now
+                raise
+        executor.load += expected
+        executor.users += 1
+        return executor
+
+    def _with_room(self, expected: float) -> Executor | None:
+        if self._filling is not None and self._filling.has_room(expected):
+            self._crowded.set()
+            return self._filling
+        while self._idle:
+            executor = self._idle.pop()
+            executor.is_idle = False
+            if executor.gone.done() or executor.users:
+                continue
+            if expected < AHEAD_SECONDS:
+                self._filling = executor
+            return executor
+        return None
+
+    def put_back(self, executor: Executor, *, expected: float = AHEAD_SECONDS) -> None:
         """The executor has ended its attempt and takes another."""
-        if not executor.gone.done():
+        executor.load -= expected
+        executor.users -= 1
+        if executor.users == 0:
+            executor.load = 0.0
+            self._rest(executor)
+        elif executor.load < AHEAD_SECONDS / 2:
+            self._filling = executor
+        self._wake_one()
+
+    def _rest(self, executor: Executor) -> None:
+        if not executor.is_idle and not executor.gone.done():
+            executor.is_idle = True
             self._idle.append(executor)
+
+    def _wake_one(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    async def ask_back_what_waits(self) -> None:
+        """For ever: what waits behind an attempt that takes long is run elsewhere."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._crowded.wait()
+            self._crowded.clear()
+            await asyncio.sleep(PATIENCE_SECONDS)
+            for executor in self._executors.values():
+                if executor.is_stuck(loop.time()):
+                    if self._filling is executor:
+                        self._filling = None
+                    executor.ask_back()
+                    self._crowded.set()
 
     def push_out(self, deadline: float) -> None:
         """The lease was renewed: the zygote and every executor may live until `deadline`, a boot time."""
@@ -151,7 +340,7 @@ class Pool:
                 await self._welcome(message["forked"], fds[0])
             elif "not_forked" in message:
                 logger.warning("Cannot fork an executor", extra={"error": message["not_forked"]})
-                self._forked.put_nowait(None)
+                loop.call_later(FORK_AGAIN_SECONDS, self._fork_failed)
             else:
                 self._bury(message["exited"], message["status"])
         for pid in tuple(self._executors):
@@ -160,19 +349,26 @@ class Pool:
             self._bury(pid, -signal.SIGKILL)
         self.ended.set()
 
+    def _fork_failed(self) -> None:
+        self._forking -= 1
+        self._wake_one()
+
     async def _welcome(self, pid: int, descriptor: int) -> None:
         connection = socket.socket(fileno=descriptor)
         connection.setblocking(False)
-        executor = Executor(pid, *await asyncio.open_connection(sock=connection))
+        executor = Executor(pid)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: executor, connection)
         self._executors[pid] = executor
+        self._forking -= 1
         metrics.EXECUTORS.set(len(self._executors))
-        self._forked.put_nowait(executor)
+        self._rest(executor)
+        self._wake_one()
 
     def _bury(self, pid: int, status: int) -> None:
         executor = self._executors.pop(pid)
         metrics.EXECUTORS.set(len(self._executors))
-        executor.gone.set_result(status)
-        executor.close()
+        executor.bury(status)
+        self._wake_one()
 
 
 @asynccontextmanager
@@ -202,7 +398,7 @@ async def pool(settings: WorkerSettings) -> AsyncIterator[Pool]:
             start_new_session=True,
         )
         theirs.close()
-        made = Pool(ours)
+        made = Pool(ours, limit=settings.concurrency)
         talking: asyncio.Task[None] | None = None
         listening: asyncio.Task[None] | None = None
         try:
@@ -266,5 +462,16 @@ def _key(attempt: Attempt) -> str:
 
 
 def _plain(attempt: Attempt) -> wire.Message:
-    plain = {name: str(value) if isinstance(value, UUID) else value for name, value in asdict(attempt).items()}
-    return plain | {"scheduled_for": attempt.scheduled_for.isoformat(), "created_at": attempt.created_at.isoformat()}
+    """What the handler is told."""
+    return {
+        "task_id": str(attempt.task_id),
+        "job_id": str(attempt.job_id),
+        "user_id": str(attempt.user_id),
+        "workspace_id": str(attempt.workspace_id),
+        "number": attempt.number,
+        "handler": attempt.handler,
+        "payload": attempt.payload,
+        "recovered": attempt.recovered,
+        "scheduled_for": attempt.scheduled_for.isoformat(),
+        "checkpoint": attempt.checkpoint,
+    }

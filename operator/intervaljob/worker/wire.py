@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
+from collections.abc import Iterator
+from io import BufferedReader
 from typing import Any
 
 Message = dict[str, Any]
@@ -19,32 +20,42 @@ def encode(message: Message) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-async def read(reader: asyncio.StreamReader) -> Message | None:
+class Decoder:
+    """Messages of a stream that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Those that are whole with this piece."""
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) >= start + _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._buffer, start)
+                end = start + _LENGTH.size + length
+                if len(self._buffer) < end:
+                    break
+                body = bytes(self._buffer[start + _LENGTH.size : end])
+                start = end
+                yield _object(body)
+        finally:
+            del self._buffer[:start]
+
+
+def reader(connection: socket.socket) -> BufferedReader:
+    """A blocking socket, to `receive` from."""
+    return connection.makefile("rb")
+
+
+def receive(stream: BufferedReader) -> Message | None:
     """The next message, None at the end of the stream."""
     try:
-        (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        return _object(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
+        head = stream.read(_LENGTH.size)
+        body = stream.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
+    except ConnectionError:
         return None
-
-
-def receive(connection: socket.socket) -> Message | None:
-    """The next message of a blocking socket, None at the end of the stream."""
-    head = _exactly(connection, _LENGTH.size)
-    if head is None:
-        return None
-    body = _exactly(connection, _LENGTH.unpack(head)[0])
-    return None if body is None else _object(body)
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
-        part = connection.recv(count - len(parts))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
+    return _object(body) if body else None
 
 
 def _object(body: bytes) -> Message:
