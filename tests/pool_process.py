@@ -19,8 +19,8 @@ def attempt_of(handler: str, payload: object = None, **others: Any) -> Attempt:
     fields: dict[str, Any] = {
         "task_id": uuid4(),
         "job_id": UUID(int=2),
-        "user_id": UUID(int=3),
-        "workspace_id": UUID(int=4),
+        "user_id": str(UUID(int=3)),
+        "workspace_id": str(UUID(int=4)),
         "queue_job_id": 1,
         "number": 1,
         "handler": handler,

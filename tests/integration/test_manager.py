@@ -3,51 +3,19 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Work, eventually, process_gone, runs, worker_settings
+from manager_support import begun, managed, payload
+from support import Work, eventually, process_gone, runs
 
 from intervaljob.database.connection import Database
 from intervaljob.errors import DatabaseUnavailable
 from intervaljob.recovery.recover import give_back
 from intervaljob.worker import manager as module
-from intervaljob.worker.incarnation import Incarnation
-from intervaljob.worker.manager import Manager
-from intervaljob.worker.pool import Pool, pool
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")
-
-
-@asynccontextmanager
-async def managed(url: str, **settings: Any) -> AsyncIterator[tuple[Manager, Pool, Incarnation]]:
-    """A manager at work."""
-    chosen = worker_settings(url, **{"handlers": "handlers_for_tests", "poll_seconds": 0.1, **settings})
-    async with Database(chosen, application="manager") as database, pool(chosen) as executors:
-        worker = Incarnation(database, chosen, name="w")
-        await worker.register()
-        manager = Manager(database, chosen, worker=worker, pool=executors, stopping=asyncio.Event())
-        running = asyncio.create_task(manager.run(), name="manager")
-        try:
-            yield manager, executors, worker
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-
-
-def payload(folder: Path) -> str:
-    return f'{{"started": "{folder / "started"}", "go": "{folder / "go"}"}}'
-
-
-async def begun(manager: Manager, executors: Pool) -> int:
-    """The process of the one attempt, once the handler has it."""
-    await eventually(
-        lambda: any(one.handed_over for one in manager._running.values()) and executors._executors, what="an attempt"
-    )
-    return next(iter(executors._executors))
 
 
 async def test_a_lost_answer_to_giving_back_does_not_make_a_manager_forget_the_next_attempt(

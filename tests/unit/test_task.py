@@ -31,8 +31,8 @@ LATER = NOW + timedelta(microseconds=1)
 ATTEMPT = Attempt(
     task_id=TASK,
     job_id=JOB,
-    user_id=NOBODY,
-    workspace_id=NOBODY,
+    user_id=str(NOBODY),
+    workspace_id=str(NOBODY),
     queue_job_id=7,
     number=2,
     handler="echo",

@@ -42,14 +42,14 @@ class Refusal:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One try of a task by one worker: all that the worker and its executor know of it."""
 
     task_id: UUID
     job_id: UUID
-    user_id: UUID
-    workspace_id: UUID
+    user_id: str
+    workspace_id: str
     queue_job_id: int
     number: int
     handler: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from uuid import uuid4
 
 from intervaljob.database.connection import Database, Row, Session, as_records
@@ -23,28 +24,82 @@ DEFER_SECONDS = 0.5
 async def claim(database: Database, *, worker: Incarnation, queue: str, limit: int) -> tuple[list[Attempt], int]:
     """Claim at most `limit` queue jobs; returns the attempts to run, and how many queue jobs there were."""
     async with database.transaction() as session:
-        claimed = await session.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit)
-        if not claimed:
-            return [], 0
-        readable, refusals = _read(claimed)
-        rows = await _look_up(session, readable)
-        queue_jobs = {row["id"]: row for row in claimed}
-        for key, args in readable.items():
-            if refusal := judge(args, rows[key], queued_at=queue_jobs[key]["created_at"]):
-                refusals[key] = refusal
-        deferred = _deferred({key: row for key, row in rows.items() if key not in refusals})
-        if deferred:
-            await session.fetch("defer_queue_jobs", queue_jobs=deferred, seconds=DEFER_SECONDS)
-        attempts = [
-            _attempt(args, rows[key], queue_job=queue_jobs[key])
-            for key, args in readable.items()
-            if key not in refusals and key not in deferred
-        ]
-        attempts = await _start(session, attempts, worker=worker, refusals=refusals)
-        await _refuse(session, claimed, refusals)
-        await record_skips(session, _unrun(refusals, readable, rows, queue_jobs))
+        rows = await session.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit)
+        plain = [row for row in rows if row["job_id"] is not None]
+        attempts = [_begun(row) for row in plain]
+        refusals: dict[int, Refusal] = {}
+        readable: dict[int, QueueArgs] = {}
+        if plain and plain[0]["began"] != len(plain):
+            refusals = await _refuse_held(session, plain)
+            attempts = [one for one in attempts if one.queue_job_id not in refusals]
+        if others := [row for row in rows if row["job_id"] is None]:
+            attempts += await _judge(session, others, worker=worker, readable=readable, refusals=refusals)
+        await _refuse(session, rows, refusals)
     _report(attempts, refusals, readable, queue=queue, worker=worker)
-    return attempts, len(claimed)
+    return attempts, len(rows)
+
+
+def _begun(row: Row) -> Attempt:
+    """The first attempt of a task that the claim has begun."""
+    return Attempt(
+        task_id=row["task_id"],
+        job_id=row["job_id"],
+        user_id=row["user_id"],
+        workspace_id=row["workspace_id"],
+        queue_job_id=row["id"],
+        number=1,
+        handler=row["handler"],
+        payload=row["payload"],
+        recovered=False,
+        scheduled_for=row["due"],
+        created_at=row["created_at"],
+        failures=0,
+        checkpoint=None,
+        active_deadline_seconds=row["active_deadline_seconds"],
+        backoff_limit=row["backoff_limit"],
+        backoff_initial_seconds=row["backoff_initial_seconds"],
+        backoff_max_seconds=row["backoff_max_seconds"],
+    )
+
+
+async def _refuse_held(session: Session, plain: Sequence[Row]) -> dict[int, Refusal]:
+    """Queue jobs that had a task already, though nobody had attempted them: somebody has written to the rows."""
+    begun = {row["id"] for row in await session.fetch("begun_tasks", tasks=[row["task_id"] for row in plain])}
+    return {row["id"]: _taken("of this queue job") for row in plain if row["task_id"] not in begun}
+
+
+def _taken(task: object) -> Refusal:
+    return Refusal("task_held", f"task {task} was taken meanwhile")
+
+
+async def _judge(
+    session: Session,
+    claimed: Sequence[Row],
+    *,
+    worker: Incarnation,
+    readable: dict[int, QueueArgs],
+    refusals: dict[int, Refusal],
+) -> list[Attempt]:
+    """The attempts of queue jobs that are not plain; those that run nothing are added to `refusals`."""
+    found, unreadable = _read(claimed)
+    readable |= found
+    refusals |= unreadable
+    rows = await _look_up(session, readable)
+    queue_jobs = {row["id"]: row for row in claimed}
+    for key, args in readable.items():
+        if refusal := judge(args, rows[key], queued_at=queue_jobs[key]["created_at"]):
+            refusals[key] = refusal
+    deferred = _deferred({key: row for key, row in rows.items() if key not in refusals})
+    if deferred:
+        await session.fetch("defer_queue_jobs", queue_jobs=deferred, seconds=DEFER_SECONDS)
+    attempts = [
+        _attempt(args, rows[key], queue_job=queue_jobs[key])
+        for key, args in readable.items()
+        if key not in refusals and key not in deferred
+    ]
+    attempts = await _start(session, attempts, worker=worker, refusals=refusals)
+    await record_skips(session, _unrun(refusals, readable, rows, queue_jobs))
+    return attempts
 
 
 async def _look_up(session: Session, readable: Mapping[int, QueueArgs]) -> dict[int, Row]:
@@ -101,8 +156,8 @@ def _attempt(args: QueueArgs, row: Row, *, queue_job: Row) -> Attempt:
     return Attempt(
         task_id=uuid4() if new else row["task_id"],
         job_id=args.job_id,
-        user_id=args.user_id,
-        workspace_id=args.workspace_id,
+        user_id=str(args.user_id),
+        workspace_id=str(args.workspace_id),
         queue_job_id=queue_job["id"],
         number=0 if new else row["attempt"],
         handler=row["handler"],
@@ -123,7 +178,10 @@ async def _start(
     session: Session, attempts: Sequence[Attempt], *, worker: Incarnation, refusals: dict[int, Refusal]
 ) -> list[Attempt]:
     """Write the attempts that are new and those that go on; one that somebody else took meanwhile is refused."""
-    new = as_records(vars(one) for one in attempts if one.number == 0 and not one.recovered)
+    columns = ("task_id", "job_id", "queue_job_id", "payload", "scheduled_for", "created_at")
+    new = as_records(
+        {name: getattr(one, name) for name in columns} for one in attempts if one.number == 0 and not one.recovered
+    )
     old = as_records(
         {"task_id": one.task_id, "queue_job_id": one.queue_job_id} for one in attempts if one.number or one.recovered
     )
@@ -135,9 +193,9 @@ async def _start(
     started = []
     for one in attempts:
         if one.queue_job_id in numbers:
-            started.append(Attempt(**{**vars(one), "number": numbers[one.queue_job_id]}))
+            started.append(replace(one, number=numbers[one.queue_job_id]))
         else:
-            refusals[one.queue_job_id] = Refusal("task_held", f"task {one.task_id} was taken meanwhile")
+            refusals[one.queue_job_id] = _taken(one.task_id)
     return started
 
 

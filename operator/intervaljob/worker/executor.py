@@ -48,6 +48,8 @@ class Executor:
     def __init__(self, connection: socket.socket, handlers: Mapping[str, Handler], *, deadline: float) -> None:
         self._connection = connection
         self._handlers = handlers
+        self._awaits = functools.cache(inspect.iscoroutinefunction)
+        self._logger = functools.cache(lambda handler: logging.getLogger(f"handler.{handler}"))
         self._fence = Fence(deadline, signal.SIGSTOP)
         self._runs: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
         self._saves: dict[int, Future[bool]] = {}
@@ -130,7 +132,7 @@ class Executor:
                 HandlerError(f"this worker has no handler {message['handler']!r}; it has: {', '.join(self._handlers)}")
             )
         try:
-            if inspect.iscoroutinefunction(function):
+            if self._awaits(function):
                 output = asyncio.run(self._await(function, task, message["attempt"]))
             else:
                 self._begin(message["attempt"])
@@ -165,7 +167,7 @@ class Executor:
             recovered=message["recovered"],
             scheduled_for=datetime.fromisoformat(message["scheduled_for"]),
             last_checkpoint=message["checkpoint"],
-            logger=logging.LoggerAdapter(logging.getLogger(f"handler.{message['handler']}"), fields),
+            logger=logging.LoggerAdapter(self._logger(message["handler"]), fields),
             save=functools.partial(self._save, message["attempt"]),
         )
 

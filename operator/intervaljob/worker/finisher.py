@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from uuid import UUID
 
 from intervaljob.database.connection import Database, as_records
 from intervaljob.errors import DatabaseUnavailable
-from intervaljob.model.task import Attempt, Finish
+from intervaljob.model.task import Attempt, Finish, Status
 from intervaljob.telemetry import metrics
 from intervaljob.worker.incarnation import Incarnation
 
@@ -58,17 +59,21 @@ class Finisher:
                 "finish_tasks",
                 worker=self._worker.id,
                 worker_name=self._worker.name,
-                finishes=as_records(vars(finish) for _, finish in batch),
+                finishes=as_records(_said(finish) for _, finish in batch),
             )
         except DatabaseUnavailable as error:
             logger.warning("Ends of attempts wait", extra={"count": len(batch), "error": error})
             return False
         written = {row["id"]: row["status"] for row in rows}
+        for status, count in Counter(written.values()).items():
+            metrics.TASKS_FINISHED.labels(status).inc(count)
         for attempt, finish in batch:
             self._report(attempt, finish, written.get(attempt.task_id), again=again)
         return True
 
     def _report(self, attempt: Attempt, finish: Finish, status: str | None, *, again: bool) -> None:
+        if status == Status.SUCCEEDED and not attempt.recovered and not logger.isEnabledFor(logging.DEBUG):
+            return
         fields = {
             "job": attempt.job_id,
             "task": attempt.task_id,
@@ -82,10 +87,19 @@ class Finisher:
             metrics.STALE_FINISHES.inc()
             logger.warning("End of a stale attempt changes nothing", extra=fields)
             return
-        metrics.TASKS_FINISHED.labels(status).inc()
         if attempt.recovered:
             metrics.RECOVERY_OUTCOMES.labels(status).inc()
         if finish.error is None:
             logger.debug("Task ended", extra={**fields, "status": status})
         else:
             logger.warning("Task ended", extra={**fields, "status": status, "error": finish.error})
+
+
+def _said(finish: Finish) -> dict[str, object]:
+    """What there is to say: of most tasks that they have succeeded."""
+    said: dict[str, object] = {"task_id": str(finish.task_id), "attempt": finish.attempt, "status": finish.status}
+    if finish.output is not None:
+        said["output"] = finish.output
+    if finish.error is not None:
+        said |= {"error": finish.error, "entry": finish.entry, "delay_seconds": finish.delay_seconds}
+    return said

@@ -75,6 +75,7 @@ class Manager:
         self._claiming = asyncio.Lock()
         self._pace = Pace(settings.concurrency)
         self._group = asyncio.TaskGroup()
+        metrics.TASKS_RUNNING.set_function(lambda: len(self._running))
 
     async def run(self) -> None:
         """Work until `stopping` is set and everything has ended or was handed back.
@@ -128,7 +129,6 @@ class Manager:
             for attempt in attempts:
                 self._running[attempt.task_id] = running = Running(attempt)
                 self._group.create_task(self._work(running), name=f"task {attempt.task_id}")
-            metrics.TASKS_RUNNING.set(len(self._running))
             more = more or found == limit
         return more
 
@@ -145,7 +145,7 @@ class Manager:
     def _free(self) -> int:
         """How many more may be claimed. Where tasks are quick it is worth the while to wait until that is many."""
         most = self._pace.most()
-        free = most - len(self._running)
+        free = max(0, most - len(self._running))
         return free if most == self._settings.concurrency or free >= most / 2 else 0
 
     async def _wait_for_work(self) -> None:
@@ -187,7 +187,6 @@ class Manager:
             running.ended.set()
         if self._running.get(running.attempt.task_id) is running:  # the next attempt may have come here, too
             del self._running[running.attempt.task_id]
-        metrics.TASKS_RUNNING.set(len(self._running))
         if not self._running or self._free():
             self._look.set()
 

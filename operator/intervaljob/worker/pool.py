@@ -466,8 +466,8 @@ def _plain(attempt: Attempt) -> wire.Message:
     return {
         "task_id": str(attempt.task_id),
         "job_id": str(attempt.job_id),
-        "user_id": str(attempt.user_id),
-        "workspace_id": str(attempt.workspace_id),
+        "user_id": attempt.user_id,
+        "workspace_id": attempt.workspace_id,
         "number": attempt.number,
         "handler": attempt.handler,
         "payload": attempt.payload,
