@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from manager_support import begun, managed
+from manager_support import begun, managed, payload
 from pool_process import attempt_of, no_checkpoint
 from pool_support import LONG, Started
 from support import Work, eventually
