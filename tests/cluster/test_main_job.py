@@ -187,7 +187,7 @@ def test_an_operator_that_starts_recovers_before_it_serves(
     namespace: Namespace, stack: Stack, operator: Process, workers: dict[str, Process]
 ) -> None:
     """Two tasks of one job lose their worker while no operator is there; the next one brings both back."""
-    namespace.apply("twice", **SLEEP)
+    namespace.apply("twice", handler="sleep", payload='{"seconds": 6}')
     namespace.run_now("twice")
     eventually(lambda: namespace.status("twice")["activeCount"] == 1, what="one runs")
     namespace.run_now("twice")

@@ -64,8 +64,8 @@ async def version(database: Database) -> list[int]:
 async def test_up_applies_every_step_once(empty_database_url: str) -> None:
     async with opened(empty_database_url) as (database, _):
         assert await version(database) == []
-        assert [step.version for step in await migrate_up(database)] == [1, 2, 3, 4, 5]
-        assert await version(database) == [1, 2, 3, 4, 5]
+        assert [step.version for step in await migrate_up(database)] == [*range(1, LATEST + 1)]
+        assert await version(database) == [*range(1, LATEST + 1)]
         assert await migrate_up(database) == ()
         await check_version(database)
 
@@ -90,7 +90,7 @@ async def test_a_step_that_fails_leaves_nothing_of_any_step(empty_database_url: 
 async def test_down_to_nothing_and_up_again_leaves_the_same_catalogue(database: Database, database_url: str) -> None:
     async with opened(database_url) as (_, ask):
         before = await catalogue(ask)
-        assert [step.version for step in await migrate_down(database, to=0)] == [5, 4, 3, 2, 1]
+        assert [step.version for step in await migrate_down(database, to=0)] == [*range(LATEST, 0, -1)]
         assert [row["relname"] for row in await ask(RELATIONS)] == [
             "intervaljob_migration",
             "intervaljob_migration_pkey",
@@ -144,10 +144,10 @@ async def test_an_older_schema_is_refused_and_a_newer_one_noted(
     with pytest.raises(SchemaVersionError) as older:
         await check_version(database)
     assert str(older.value) == (
-        "schema 'intervaljob' is at version 3, this program needs 5: run `intervaljob migrate up`"
+        f"schema 'intervaljob' is at version 3, this program needs {LATEST}: run `intervaljob migrate up`"
     )
     await migrate_up(database)
-    await database.fetch("record_migration", version=6, name="of_tomorrow")
+    await database.fetch("record_migration", version=LATEST + 1, name="of_tomorrow")
     await check_version(database)
     assert caplog.messages == ["The schema is newer than this program"]
 

@@ -82,6 +82,10 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
         "read_orphans": await plan("read_orphans", lost=as_records([{"id": task["id"]}])),
         "lock_queue_jobs_of_tasks": await plan("lock_queue_jobs_of_tasks", tasks=[task["id"]]),
         "lock_orphans": await plan("lock_orphans", limit=500, **SCOPE),
+        "tick_and_end_expired": await plan("tick_and_end_expired"),
+        "known_jobs": await plan("known_jobs", jobs=[task["job_id"]], cluster="test-cluster"),
+        "look_at_statuses": await plan("look_at_statuses"),
+        "claim_unwritten_statuses": await plan("claim_unwritten_statuses", limit=10, retry_seconds=30, **SCOPE),
         "read_statuses": await plan("read_statuses", jobs=[task["job_id"]]),
     }
     assert {name: scans(text) for name, text in plans.items() if scans(text)} == {}

@@ -32,7 +32,7 @@ async def test_folding_at_once_from_two_operators_counts_everything_once(
 
     async def fold() -> int:
         taken = 0
-        while rows := await database.fetch("fold_transitions", limit=7, **SCOPE):
+        while rows := await database.fetch("fold_transitions", limit=7, watched_seconds=60, **SCOPE):
             taken += len(rows)
         return taken
 
@@ -48,11 +48,11 @@ async def test_what_happens_while_a_status_is_written_is_written_afterwards(
 ) -> None:
     job = await add_job()
     await note(execute, job, "succeeded")
-    await database.fetch("fold_transitions", limit=10, **SCOPE)
+    await database.fetch("fold_transitions", limit=10, watched_seconds=60, **SCOPE)
     assert await claimed(database) == [job]
     (row,) = await database.fetch("read_statuses", jobs=[job])
     await note(execute, job, "failed")
-    await database.fetch("fold_transitions", limit=10, **SCOPE)
+    await database.fetch("fold_transitions", limit=10, watched_seconds=60, **SCOPE)
     await written(database, job, row["revision"])
     assert await claimed(database) == [job]
     (row,) = await database.fetch("read_statuses", jobs=[job])
@@ -74,6 +74,29 @@ async def test_a_status_is_claimed_by_one_operator_at_a_time(
     assert sorted(await claimed(database)) == sorted(jobs)
 
 
+async def test_those_that_somebody_looks_at_come_first_and_leave_a_quarter_to_the_others(
+    database: Database, execute: Execute, add_job: AddJob
+) -> None:
+    """A hundred wait for longer; of these ten were edited, and one has just failed."""
+    jobs = [await add_job(name=f"job-{number}") for number in range(100)]
+    await database.fetch("touch_statuses", jobs=jobs)
+    await execute("UPDATE {schema}.job_status SET write_after = now() - interval '1 hour'")
+    edited, failed = jobs[40:50], jobs[70]
+    await database.fetch("touch_statuses", jobs=edited)
+    await database.fetch("watch_statuses", jobs=edited, watched_seconds=60)
+    await note(execute, failed, "failed")
+    await note(execute, jobs[71], "succeeded")
+    await database.fetch("fold_transitions", limit=10, watched_seconds=60, **SCOPE)
+    first, second = await claimed(database, limit=12), await claimed(database, limit=12)
+    assert len(first) == len(second) == 12
+    assert failed in first
+    assert len({*first} & {*edited, failed}) == 9
+    assert len({*second} & {*edited, failed}) == 2
+    # Nobody looks any more: it waits its turn, and that comes.
+    await execute("UPDATE {schema}.job_status SET watched_until = now(), write_after = now()")
+    assert sorted(await claimed(database)) == sorted(jobs)
+
+
 async def test_other_clusters_and_namespaces_are_left_to_their_operators(
     database: Database, execute: Execute, add_job: AddJob
 ) -> None:
@@ -82,15 +105,17 @@ async def test_other_clusters_and_namespaces_are_left_to_their_operators(
     for job in (mine, *theirs):
         await note(execute, job, "succeeded")
     scope: dict[str, object] = {"cluster": "test-cluster", "namespaces": ["mine"]}
-    assert [row["job_id"] for row in await database.fetch("fold_transitions", limit=10, **scope)] == [mine]
+    assert [
+        row["job_id"] for row in await database.fetch("fold_transitions", limit=10, watched_seconds=60, **scope)
+    ] == [mine]
     await database.fetch("touch_statuses", jobs=[mine, *theirs])
     rows = await database.fetch("claim_unwritten_statuses", limit=10, retry_seconds=30, **scope)
     assert [row["job_id"] for row in rows] == [mine]
     assert sorted(row["job_id"] for row in await execute("SELECT job_id FROM {schema}.transitions")) == sorted(theirs)
 
 
-async def claimed(database: Database) -> list[UUID]:
-    rows = await database.fetch("claim_unwritten_statuses", limit=100, retry_seconds=30, **SCOPE)
+async def claimed(database: Database, *, limit: int = 100) -> list[UUID]:
+    rows = await database.fetch("claim_unwritten_statuses", limit=limit, retry_seconds=30, **SCOPE)
     return [row["job_id"] for row in rows]
 
 

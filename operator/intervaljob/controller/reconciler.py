@@ -1,7 +1,7 @@
 """IntervalJobs become rows: level-triggered, in batches, retried until it is so.
 
-Events only say which IntervalJob to look at. What was missed is found by a comparison of all IntervalJobs with their
-rows, at start and from time to time; a row is retired only after the API server said that its resource is gone.
+What a watch sees is queued, and never waits for the pages of a comparison, which are written beside it. A row is
+retired only after the API server said that its resource is gone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ from intervaljob.telemetry import metrics
 logger = logging.getLogger(__name__)
 
 BATCH = 500
+#: Missed ones that are asked for in one step, which those that were seen wait for, and how many at once.
+ASK_BATCH = 50
+ASK_PARALLEL = 10
+#: IntervalJobs that wait; whoever sees more of them waits for room.
+WAITING = 2000
+#: Seconds for which somebody is taken to look at an IntervalJob that was created, edited or told to run.
+WATCHED_SECONDS = 60.0
 RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 
@@ -56,6 +63,8 @@ class Reconciler:
         self._gone: dict[UUID, Key] = {}
         self._failures: dict[UUID, int] = {}
         self._woken = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
 
     def see(self, resource: IntervalJob) -> None:
         """This IntervalJob was seen: compare it with its row soon. Only the newest sight of it counts."""
@@ -70,6 +79,10 @@ class Reconciler:
         self._gone[key.uid] = key
         self._wake()
 
+    async def has_room(self) -> None:
+        """Returns when more may be seen or missed: what waits is in memory."""
+        await self._room.wait()
+
     async def run(self) -> None:
         """Work the queue for ever."""
         while True:
@@ -78,32 +91,31 @@ class Reconciler:
             while self._present or self._gone:
                 await self._step()
 
-    async def compare_all(self) -> None:
-        """Compare every IntervalJob with its row, by a list of them all."""
-        rows = await self._rows()
-        async for resource in self._api.all(namespaces=self._scope.namespaces):
-            row = rows.pop(resource.uid, None)
-            if row is None or _differs(resource, row) or resource.status.get("jobId") != str(resource.uid):
-                self.see(resource)
-        for row in rows.values():
-            self.miss(Key(uid=row["id"], namespace=row["namespace"], name=row["name"]))
+    async def compare(self, resources: Sequence[IntervalJob]) -> None:
+        """Write those of them that differ from their rows; one that cannot be written is tried again later.
 
-    async def _rows(self) -> dict[UUID, Row]:
-        found: dict[UUID, Row] = {}
-        last = UUID(int=0)
-        while True:
-            page = await self._database.fetch("known_jobs", after=last, limit=5000, **self._scope.parameters())
-            if not page:
-                return found
-            found |= {row["id"]: row for row in page}
-            last = page[-1]["id"]
+        Raises DatabaseUnavailable.
+        """
+        await self._write(await self._differing(resources))
+
+    async def _differing(self, resources: Sequence[IntervalJob]) -> list[IntervalJob]:
+        """Those whose rows, or statuses, have to be written: one statement, as most have not changed."""
+        if not resources:
+            return []
+        rows = await self._database.fetch(
+            "known_jobs", jobs=[one.uid for one in resources], cluster=self._scope.cluster
+        )
+        known = {row["id"]: row for row in rows}
+        differing = [one for one in resources if _differs(one, known.get(one.uid)) or _lost_status(one)]
+        metrics.RECONCILES.labels("unchanged").inc(len(resources) - len(differing))
+        return differing
 
     async def _step(self) -> None:
         present = [self._present.pop(uid) for uid in list(self._present)[:BATCH]]
-        gone = [self._gone.pop(uid) for uid in list(self._gone)[:BATCH]]
-        metrics.RECONCILE_PENDING.set(len(self._present) + len(self._gone))
+        gone = [self._gone.pop(uid) for uid in list(self._gone)[:ASK_BATCH]]
+        self._count()
         try:
-            await self._write(present)
+            await self._write(await self._differing(present), watched=True)
             await self._retire(gone)
         except DatabaseUnavailable as error:
             logger.warning("IntervalJobs wait", extra={"count": len(present) + len(gone), "error": error})
@@ -123,23 +135,38 @@ class Reconciler:
 
     def _wake(self) -> None:
         self._woken.set()
+        self._count()
 
-    async def _write(self, resources: Sequence[IntervalJob]) -> None:
-        """Write what differs; one that the database refuses is retried alone, and never holds up the others."""
+    def _count(self) -> None:
+        waiting = len(self._present) + len(self._gone)
+        metrics.RECONCILE_PENDING.set(waiting)
+        if waiting < WAITING:
+            self._room.set()
+        else:
+            self._room.clear()
+
+    async def _write(self, resources: Sequence[IntervalJob], *, watched: bool = False) -> None:
+        """Write what differs; one that the database refuses is retried alone, and never holds up the others.
+
+        The statuses of those that are `watched` are written before others.
+        """
         if not resources:
             return
         try:
             async with self._database.transaction() as session:
                 changes = await self._changes(session, resources)
                 written = await _apply(session, changes)
-                repaired = [one.uid for one in resources if one.status.get("jobId") != str(one.uid)]
-                await session.fetch("touch_statuses", jobs=[*{*(c.row["id"] for c in changes), *repaired}])
+                lost = [one.uid for one in resources if _lost_status(one)]
+                touched = [*{*(change.row["id"] for change in changes), *lost}]
+                await session.fetch("touch_statuses", jobs=touched)
+                if watched:
+                    await session.fetch("watch_statuses", jobs=touched, watched_seconds=WATCHED_SECONDS)
         except DatabaseUnavailable:
             raise
         except DatabaseError as error:
             if len(resources) > 1:
                 for resource in resources:
-                    await self._write([resource])
+                    await self._write([resource], watched=watched)
             else:
                 self._retry_later(resources[0], error)
             return
@@ -151,7 +178,6 @@ class Reconciler:
                 self.see(resource)
         self._announce(change for change in changes if change.row["id"] in written)
         metrics.RECONCILES.labels("written").inc(len(written))
-        metrics.RECONCILES.labels("unchanged").inc(len(resources) - len(changes))
         self._changed()
 
     async def _changes(self, session: Session, resources: Sequence[IntervalJob]) -> list[Change]:
@@ -175,7 +201,14 @@ class Reconciler:
 
     async def _retire(self, keys: Sequence[Key]) -> None:
         """Retire the rows of those that the API server says are gone, and cancel what they left."""
-        gone = [key for key in keys if await self._is_gone(key)]
+        turn = asyncio.Semaphore(ASK_PARALLEL)
+
+        async def ask(key: Key) -> bool:
+            async with turn:
+                return await self._is_gone(key)
+
+        answers = await asyncio.gather(*(ask(key) for key in keys))
+        gone = [key for key, is_gone in zip(keys, answers, strict=True) if is_gone]
         if not gone:
             return
         async with self._database.transaction() as session:
@@ -223,8 +256,13 @@ def _definition(resource: IntervalJob) -> Definition | ResourceError:
         return problem
 
 
-def _differs(resource: IntervalJob, row: Row) -> bool:
-    return row["generation"] != resource.generation or asks_anew(resource, row)
+def _differs(resource: IntervalJob, row: Row | None) -> bool:
+    return row is None or row["generation"] != resource.generation or asks_anew(resource, row)
+
+
+def _lost_status(resource: IntervalJob) -> bool:
+    """It has none yet, or somebody has removed it."""
+    return resource.status.get("jobId") != str(resource.uid)
 
 
 async def _apply(session: Session, changes: Sequence[Change]) -> set[UUID]:

@@ -1,4 +1,4 @@
-"""`intervaljob operator`: kopf watches, our own tasks do the work."""
+"""`intervaljob operator`: kopf starts and ends the process, our own tasks do the work."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import kopf
 from intervaljob.controller.api import UNREACHABLE, Api, connect
 from intervaljob.controller.events import Announcer
 from intervaljob.controller.pods import PodWatch
-from intervaljob.controller.reconciler import Key, Reconciler
+from intervaljob.controller.reconciler import Reconciler
 from intervaljob.controller.status_writer import StatusWriter
+from intervaljob.controller.watch import Watch
 from intervaljob.database.connection import Database
 from intervaljob.database.migrations import check_version
 from intervaljob.errors import DatabaseUnavailable, IntervalJobError, sole_error
-from intervaljob.model.custom_resource import GROUP, PLURAL, VERSION, IntervalJob
 from intervaljob.model.scope import Scope
 from intervaljob.recovery.detector import detect, recover_at_start
 from intervaljob.scheduler.scheduler import Scheduler
@@ -105,9 +105,16 @@ class Operator:
             "statuses": writer.run,
             "events": announcer.run,
             "detector": lambda: detect(database, scope=scope, by=self._name),
-            "resync": lambda: self._resync(reconciler),
             "recovery": lambda: self._recover_all(database, scope),
         }
+        for namespace in scope.namespaces or (None,):
+            watch = Watch(
+                *(database, api, reconciler),
+                scope=scope,
+                namespace=namespace,
+                resync_seconds=self._settings.resync_seconds,
+            )
+            duties[f"watch {namespace or 'everywhere'}"] = watch.run
         if self._settings.worker_namespace is not None:
             duties["pods"] = PodWatch(database, api, namespace=self._settings.worker_namespace).run
 
@@ -119,8 +126,8 @@ class Operator:
             tasks = [group.create_task(after_start(duty), name=name) for name, duty in duties.items()]
             try:
                 await kopf.operator(
-                    registry=_registry(start, reconciler),
-                    settings=_kopf_settings(namespaced=bool(scope.namespaces)),
+                    registry=_registry(start),
+                    settings=_kopf_settings(),
                     standalone=True,
                     # Its own guess needs a name for the user's id, which a container's user has not.
                     identity=self._name,  # type: ignore[arg-type]
@@ -150,17 +157,6 @@ class Operator:
                 self._waiting_for = None
                 return
 
-    async def _resync(self, reconciler: Reconciler) -> None:
-        """Compare everything, now and then; sooner again when that could not be done."""
-        while True:
-            try:
-                await reconciler.compare_all()
-                seconds = self._settings.resync_seconds
-            except (DatabaseUnavailable, *UNREACHABLE) as error:
-                logger.warning("Cannot compare IntervalJobs with their rows", extra={"error": error})
-                seconds = 5.0
-            await asyncio.sleep(seconds)
-
     async def _recover_all(self, database: Database, scope: Scope) -> None:
         """What the detector's quick look cannot see, now and then."""
         while True:
@@ -172,21 +168,14 @@ class Operator:
                 logger.warning("Cannot look for lost tasks", extra={"error": error})
 
 
-def _registry(start: Any, reconciler: Reconciler) -> kopf.OperatorRegistry:
+def _registry(start: Any) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     kopf.on.startup(registry=registry)(start)
 
     @kopf.on.login(registry=registry)
     async def login(**arguments: Any) -> Any:
-        return kopf.login_via_client(**arguments)
-
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def seen(event: Any, **_: Any) -> None:
-        resource = IntervalJob.from_body(event["object"])
-        if event["type"] == "DELETED":
-            reconciler.miss(Key(uid=resource.uid, namespace=resource.namespace, name=resource.name))
-        else:
-            reconciler.see(resource)
+        """In a Pod by its account, as the client that reads kubeconfigs of every kind needs 60 MB."""
+        return kopf.login_with_service_account(**arguments) or kopf.login_via_client(**arguments)
 
     return registry
 
@@ -202,14 +191,10 @@ class _UnendingBackoffs:
         yield from itertools.repeat(5.0)
 
 
-def _kopf_settings(*, namespaced: bool) -> kopf.OperatorSettings:
+def _kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
-    settings.scanning.disabled = namespaced
-    # A watch is renewed every five minutes, and a silent one is noticed soon after.
-    settings.watching.server_timeout = 300
-    settings.watching.client_timeout = 310
-    settings.watching.connect_timeout = 30
-    settings.watching.chunk_size = 500
+    # It has nothing to watch: see `watch.py`.
+    settings.scanning.disabled = True
     settings.networking.error_backoffs = _UnendingBackoffs()
     return settings

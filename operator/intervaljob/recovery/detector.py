@@ -48,8 +48,9 @@ async def detect(database: Database, *, scope: Scope, by: str) -> None:
             look.clear()
             seconds = TICK_SECONDS
             try:
-                seconds = await end_expired(database)
-                await recover_orphans(database, scope=scope, by=by)
+                seconds, orphans = await _tick(database)
+                if orphans:
+                    await recover_orphans(database, scope=scope, by=by)
             except DatabaseUnavailable as error:
                 logger.warning("Cannot look for dead workers", extra={"error": error})
             with suppress(TimeoutError):
@@ -62,13 +63,20 @@ async def end_expired(database: Database) -> float:
 
     Returns the seconds until the next look is due.
     """
+    seconds, _ = await _tick(database)
+    return seconds
+
+
+async def _tick(database: Database) -> tuple[float, bool]:
+    """The same, and whether there may be something to recover: one statement while there is not."""
     rows = await database.fetch("tick_and_end_expired")
     for row in rows:
         if row["id"] is not None:
             metrics.WORKERS_ENDED.labels("lease_expired").inc()
             logger.warning("Worker declared dead: its lease ran out", extra={"worker": row["name"], "id": row["id"]})
     next_end = rows[0]["seconds"]
-    return TICK_SECONDS if next_end is None else min(TICK_SECONDS, next_end + _JUST_AFTER)
+    seconds = TICK_SECONDS if next_end is None else min(TICK_SECONDS, next_end + _JUST_AFTER)
+    return seconds, any(row["orphans"] for row in rows)
 
 
 async def _listen(database: Database, look: asyncio.Event) -> None:

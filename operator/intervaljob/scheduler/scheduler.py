@@ -47,9 +47,10 @@ class Scheduler:
         while True:
             self._woken.clear()
             try:
-                await self.schedule_due()
-                await self._promote()
                 seconds = await self._seconds_to_next()
+                while seconds <= 0 and await self.schedule_due():
+                    seconds = await self._seconds_to_next()
+                await self._promote()
             except DatabaseUnavailable as error:
                 logger.warning("Cannot schedule", extra={"error": error})
                 seconds = 1.0

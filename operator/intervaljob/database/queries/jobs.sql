@@ -85,8 +85,13 @@ WHERE queue_job.kind = 'interval_job'
 ON CONFLICT DO NOTHING;
 
 -- name: known_jobs
+SELECT id, generation, run_requested_at, cancel_requested_at
+FROM {schema}.jobs
+WHERE cluster_id = %(cluster)s AND deleted_at IS NULL AND id = ANY(%(jobs)s::uuid[]);
+
+-- name: all_jobs
 -- Keyset pages over every row that stands for a resource of this cluster.
-SELECT id, namespace, name, generation, run_requested_at, cancel_requested_at
+SELECT id, namespace, name
 FROM {schema}.jobs
 WHERE cluster_id = %(cluster)s
     AND deleted_at IS NULL

@@ -1,3 +1,7 @@
+-- name: look_at_statuses
+SELECT EXISTS (SELECT FROM {schema}.transitions) AS to_fold,
+    (SELECT count(*) FROM {schema}.job_status WHERE revision > written_revision) AS waiting;
+
 -- name: fold_transitions
 -- Takes what happened and adds it to the jobs' counts in one transaction, so that nothing counts twice or never.
 -- Returned is all that was taken, with the result that the job had before.
@@ -17,7 +21,8 @@ WITH taken AS (
     RETURNING id, job_id, task_id, kind, count, detail, at
 ), folded AS (
     INSERT INTO {schema}.job_status AS status (
-        job_id, succeeded, failed, cancelled, recovered, skipped, last_success_at, last_failure_at, last_cancel_at
+        job_id, succeeded, failed, cancelled, recovered, skipped, last_success_at, last_failure_at, last_cancel_at,
+        watched_until
     )
     SELECT job_id,
         coalesce(sum(count) FILTER (WHERE kind = 'succeeded'), 0),
@@ -27,7 +32,11 @@ WITH taken AS (
         coalesce(sum(count) FILTER (WHERE kind = 'skipped'), 0),
         max(at) FILTER (WHERE kind = 'succeeded'),
         max(at) FILTER (WHERE kind = 'failed'),
-        max(at) FILTER (WHERE kind = 'cancelled')
+        max(at) FILTER (WHERE kind = 'cancelled'),
+        coalesce(
+            max(now() + make_interval(secs => %(watched_seconds)s)) FILTER (WHERE kind IN ('failed', 'recovered')),
+            'epoch'
+        )
     FROM taken
     GROUP BY job_id
     ORDER BY job_id
@@ -40,6 +49,7 @@ WITH taken AS (
         last_success_at = greatest(excluded.last_success_at, status.last_success_at),
         last_failure_at = greatest(excluded.last_failure_at, status.last_failure_at),
         last_cancel_at = greatest(excluded.last_cancel_at, status.last_cancel_at),
+        watched_until = greatest(excluded.watched_until, status.watched_until),
         revision = status.revision + 1
 )
 SELECT taken.job_id, taken.task_id, taken.kind, taken.count, taken.detail, status.last_result,
@@ -55,23 +65,53 @@ SELECT job_id FROM unnest(%(jobs)s::uuid[]) AS job_id
 ORDER BY job_id
 ON CONFLICT (job_id) DO UPDATE SET revision = status.revision + 1, write_after = now();
 
--- name: claim_unwritten_statuses
+-- name: watch_statuses
+-- Somebody looks at these IntervalJobs: their statuses are written before others.
 UPDATE {schema}.job_status
-SET write_after = now() + make_interval(secs => %(retry_seconds)s)
-WHERE job_id = ANY(ARRAY(
+SET watched_until = now() + make_interval(secs => %(watched_seconds)s)
+WHERE job_id = ANY(%(jobs)s::uuid[]);
+
+-- name: claim_unwritten_statuses
+-- Three of four are among those that are watched, as far as there are so many; the rest are those that have waited
+-- longest, so that no crowd of watched ones keeps the others waiting for ever.
+WITH watched AS (
     SELECT status.job_id
     FROM {schema}.job_status AS status
     JOIN {schema}.jobs AS job ON job.id = status.job_id
     WHERE status.revision > status.written_revision
+        AND status.watched_until > now()
         AND status.write_after <= now()
         AND job.cluster_id = %(cluster)s
         AND job.deleted_at IS NULL
         AND (%(namespaces)s::text[] = '{}' OR job.namespace = ANY(%(namespaces)s::text[]))
-    ORDER BY status.write_after, status.job_id
+    ORDER BY status.write_after
+    LIMIT greatest(1, %(limit)s::integer * 3 / 4)
+    FOR UPDATE OF status SKIP LOCKED
+), others AS (
+    SELECT status.job_id
+    FROM {schema}.job_status AS status
+    JOIN {schema}.jobs AS job ON job.id = status.job_id
+    WHERE status.revision > status.written_revision
+        AND status.watched_until <= now()
+        AND status.write_after <= now()
+        AND job.cluster_id = %(cluster)s
+        AND job.deleted_at IS NULL
+        AND (%(namespaces)s::text[] = '{}' OR job.namespace = ANY(%(namespaces)s::text[]))
+    ORDER BY status.write_after
     LIMIT %(limit)s
     FOR UPDATE OF status SKIP LOCKED
-))
-RETURNING job_id, (SELECT count(*) FROM {schema}.job_status WHERE revision > written_revision) AS waiting;
+)
+UPDATE {schema}.job_status AS status
+SET write_after = now() + make_interval(secs => %(retry_seconds)s)
+FROM {schema}.jobs AS job
+WHERE job.id = status.job_id
+    AND status.job_id = ANY(ARRAY(
+        SELECT job_id
+        FROM (SELECT job_id, 1 AS turn FROM watched UNION ALL SELECT job_id, 2 FROM others) AS found
+        ORDER BY turn
+        LIMIT %(limit)s
+    ))
+RETURNING status.job_id, status.revision, job.namespace, job.name;
 
 -- name: read_statuses
 SELECT job.id AS job_id, job.namespace, job.name, job.generation, job.interval_seconds, job.schedule,

@@ -46,13 +46,27 @@ RETURNING worker.id;
 
 -- name: tick_and_end_expired
 -- A gap between two looks counts as two seconds at most, and a clock that was set back as none.
--- Returns who ended, one row without a worker when nobody did, and the seconds until the next lease runs out.
-WITH tick AS (
+-- Returns who ended, one row without a worker when nobody did, the seconds until the next lease runs out, and whether
+-- a worker that had ended before holds a running task, of whatever cluster: sought before the clock is locked, for which
+-- renewals wait.
+WITH orphans AS MATERIALIZED (
+    SELECT EXISTS (
+        SELECT
+        FROM {schema}.river_job AS queue_job
+        JOIN {schema}.tasks AS task ON task.queue_job_id = queue_job.id
+        LEFT JOIN {schema}.workers AS worker ON worker.id = task.worker_id
+        WHERE queue_job.state = 'running'
+            AND queue_job.kind = 'interval_job'
+            AND task.status = 'running'
+            AND (worker.id IS NULL OR worker.ended_at IS NOT NULL)
+    ) AS found
+), tick AS (
     UPDATE {schema}.lease_clock
     SET witnessed_at = witnessed_at
             + greatest(least(clock_timestamp() - ticked_at, interval '2 seconds'), interval '0'),
         ticked_at = clock_timestamp()
-    RETURNING witnessed_at
+    FROM orphans
+    RETURNING witnessed_at, orphans.found
 ), ended AS (
     UPDATE {schema}.workers AS worker
     SET ended_at = now(), end_reason = 'lease_expired'
@@ -64,7 +78,7 @@ WITH tick AS (
     FROM tick
     JOIN {schema}.workers AS worker ON worker.ended_at IS NULL AND worker.lease_expires_at >= tick.witnessed_at
 )
-SELECT ended.id, ended.name, next.seconds,
+SELECT ended.id, ended.name, next.seconds, ended.id IS NOT NULL OR (SELECT found FROM tick) AS orphans,
     CASE
         WHEN ended.id IS NOT NULL
             THEN pg_notify('{schema}.worker_ended', json_build_object('worker', ended.id)::text)

@@ -1,0 +1,1 @@
+ALTER TABLE {schema}.job_status DROP COLUMN watched_until;
