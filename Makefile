@@ -76,6 +76,10 @@ SEED ?= 1
 chaos: programs ## Fault campaign: ROUNDS=20 SEED=1; kills, freezes, cuts and deletes, then proves that nothing was lost
 	PYTHONPATH=tests $(BIN)/python -m chaos --rounds $(ROUNDS) --seed $(SEED) $(ARGS)
 
+.PHONY: bench
+bench: $(READY) ## Tasks a second and pick-up beside peers, on one Postgres; needs Go for River; ARGS="--help" lists options
+	$(BIN)/python benchmarks/throughput.py --latency $(ARGS)
+
 .PHONY: model
 model: ## Check the model of the recovery protocol; needs Debian's package spin and a C compiler
 	docs/model/check

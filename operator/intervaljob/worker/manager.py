@@ -181,8 +181,6 @@ class Manager:
             metrics.RECOVERED_EXECUTION_SECONDS.observe(result.seconds)
 
     def _forget(self, running: Running) -> None:
-        if running.deadline is not None:
-            running.deadline.cancel()
         if running.ended is not None:
             running.ended.set()
         if self._running.get(running.attempt.task_id) is running:  # the next attempt may have come here, too
@@ -220,8 +218,13 @@ class Manager:
         try:
             begun = partial(self._begin, running)
             return await executor.run(running.attempt, checkpoint=self._checkpoint, begun=begun)
+        except NotBegun:
+            running.handed_over = False
+            raise
         finally:
             running.executor = None
+            if running.deadline is not None:
+                running.deadline.cancel()
 
     async def _take(self, expected: float) -> Executor:
         """Raises NotBegun where more was claimed than can be begun soon, since tasks take longer than they did."""
