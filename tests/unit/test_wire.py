@@ -20,7 +20,7 @@ def test_a_stream_in_pieces_gives_each_message_once(size: int) -> None:
 def test_a_socket_gives_each_message_and_then_none() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, wire.reader(theirs) as stream:
-        ours.sendall(b"".join(map(wire.encode, MESSAGES[:2])) + STREAM[:100])
+        ours.sendall(b"".join(map(wire.encode, MESSAGES[:2])) + wire.encode(MESSAGES[2])[:100])
         assert [wire.receive(stream), wire.receive(stream)] == MESSAGES[:2]
         ours.close()
         assert wire.receive(stream) is None
