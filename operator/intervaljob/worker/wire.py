@@ -52,10 +52,11 @@ def receive(stream: BufferedReader) -> Message | None:
     """The next message, None at the end of the stream."""
     try:
         head = stream.read(_LENGTH.size)
-        body = stream.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
+        length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+        body = stream.read(length)
     except ConnectionError:
         return None
-    return _object(body) if body else None
+    return _object(body) if length and len(body) == length else None
 
 
 def _object(body: bytes) -> Message:
