@@ -33,8 +33,10 @@ WATCH_SECONDS = 300
 SILENT_SECONDS = 100.0
 #: What a watch says that is no change.
 BOOKMARK = "BOOKMARK"
-#: Objects in one page of a list.
+#: Objects in one page of a list at most; in the first, whose size is not known; and bytes of one, about.
 PAGE = 500
+FIRST_PAGE = 50
+PAGE_BYTES = 4_000_000
 #: Longest message of an event (Kubernetes' own limit for core events).
 EVENT_MESSAGE = 1024
 
@@ -92,11 +94,14 @@ class Api:
         return IntervalJob.from_body(_object(body))
 
     async def pages(self, *, namespace: str | None) -> AsyncGenerator[list[IntervalJob], None]:
-        """Every IntervalJob of the namespace (None: of all) as of one moment, page by page."""
+        """Every IntervalJob of the namespace (None: of all) as of one moment, in pages of a size that memory allows."""
         following: str | None = ""
+        limit = FIRST_PAGE
         while following is not None:
-            page = await self._list(_intervaljobs(namespace), limit=PAGE, **_continued(following))
-            yield [IntervalJob.from_body(body) for body in page["items"]]
+            body = await self._read(_intervaljobs(namespace), limit=limit, **_continued(following))
+            limit = max(1, min(PAGE, limit * PAGE_BYTES // len(body)))
+            page = _object(json.loads(body))
+            yield [IntervalJob.from_body(one) for one in page["items"]]
             following = page["metadata"].get("continue") or None
 
     async def version(self, *, namespace: str | None) -> str:
@@ -202,9 +207,12 @@ class Api:
 
     async def _list(self, path: str, **options: object) -> dict[str, Any]:
         """One page as it was sent."""
+        return _object(json.loads(await self._read(path, **options)))
+
+    async def _read(self, path: str, **options: object) -> bytes:
         async with await self._request("GET", path, query=options) as response:
             await _refused(response)
-            return _object(json.loads(await response.read()))
+            return await response.read()
 
     async def _request(
         self,
