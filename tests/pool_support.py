@@ -16,7 +16,8 @@ from support import group_of, parent_of, pid_in
 
 from intervaljob.model.task import Attempt, Result
 from intervaljob.worker.fence import boot_time
-from intervaljob.worker.pool import Executor, Pool
+from intervaljob.worker.pool import Pool
+from intervaljob.worker.remote import Executor
 
 LONG = 3600.0
 

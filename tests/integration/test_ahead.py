@@ -14,7 +14,8 @@ from support import Work, eventually
 
 from intervaljob.model.task import Attempt, Outcome, Result
 from intervaljob.worker.fence import boot_time
-from intervaljob.worker.pool import AHEAD_SECONDS, Executor, ExecutorDied, NotBegun, Pool
+from intervaljob.worker.pool import Pool
+from intervaljob.worker.remote import AHEAD_SECONDS, Executor, ExecutorDied, NotBegun
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 

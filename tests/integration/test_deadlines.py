@@ -17,7 +17,8 @@ from support import eventually, group_of, parent_of, process_gone, state_of
 
 from intervaljob.model.task import Outcome
 from intervaljob.worker.fence import boot_time
-from intervaljob.worker.pool import ExecutorDied, Pool
+from intervaljob.worker.pool import Pool
+from intervaljob.worker.remote import ExecutorDied
 from intervaljob.worker.zygote import AHEAD_SECONDS, MESSAGE_BYTES
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")

@@ -22,7 +22,8 @@ from support import (
 from intervaljob.errors import HandlerError
 from intervaljob.model.task import MAX_OUTPUT_BYTES, Attempt, Outcome
 from intervaljob.worker.fence import boot_time
-from intervaljob.worker.pool import ExecutorDied, Pool, pool
+from intervaljob.worker.pool import Pool, pool
+from intervaljob.worker.remote import ExecutorDied
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 

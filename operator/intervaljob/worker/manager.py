@@ -11,8 +11,6 @@ import json
 import logging
 from collections.abc import Awaitable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from uuid import UUID
 
@@ -28,7 +26,9 @@ from intervaljob.worker.claims import claim
 from intervaljob.worker.finisher import Finisher
 from intervaljob.worker.incarnation import Incarnation, Over
 from intervaljob.worker.pace import Pace
-from intervaljob.worker.pool import Executor, ExecutorDied, NotBegun, Pool
+from intervaljob.worker.pool import Pool
+from intervaljob.worker.remote import Executor, ExecutorDied, NotBegun
+from intervaljob.worker.running import Running
 
 logger = logging.getLogger(__name__)
 
@@ -39,23 +39,6 @@ EXECUTOR_EXITED = "executor_exited"
 HOLD_SECONDS = 1.0
 #: Bound on getting an attempt back that an executor has not begun.
 ASK_BACK_SECONDS = 0.5
-
-
-@dataclass(eq=False)
-class Running:
-    """An attempt from its claim to its end; `outcome` says why it is to end early.
-
-    `handed_over`: a handler may have seen it.
-    """
-
-    attempt: Attempt
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    executor: Executor | None = None
-    outcome: Outcome | None = None
-    abandoned: bool = False
-    handed_over: bool = False
-    deadline: asyncio.TimerHandle | None = None
-    ended: asyncio.Event | None = None
 
 
 class Manager:
@@ -198,7 +181,7 @@ class Manager:
             executor = await self._take(expected)
             try:
                 result = await self._run_in(executor, running)
-                return result if running.outcome is None else _ended_early(running, running.outcome)
+                return result if running.outcome is None else running.ended_early(running.outcome)
             except NotBegun:
                 if not self._worker.alive():
                     raise
@@ -207,11 +190,11 @@ class Manager:
                     raise
             finally:
                 self._pool.put_back(executor, expected=expected)
-        return _ended_early(running, running.outcome)
+        return running.ended_early(running.outcome)
 
     async def _run_in(self, executor: Executor, running: Running) -> Result:
         if running.outcome is not None:
-            return _ended_early(running, running.outcome)
+            return running.ended_early(running.outcome)
         if not self._worker.alive():
             raise NotBegun("the lease had no time left")
         running.executor = executor
@@ -375,7 +358,7 @@ class Manager:
             self._abandon(running)
         await self._pool.kill_all()
         if left:
-            await self._give_back([_handed_back(one) for one in left])
+            await self._give_back([one.handed_back() for one in left])
         await self._finisher.flushed()
         await self._worker.end(DRAINED)
         logger.info("Drained", extra={"worker": self._worker.name, "handed_back": len(left)})
@@ -397,18 +380,6 @@ class Manager:
             "attempt": attempt.number,
             "worker": self._worker.name,
         }
-
-
-def _ended_early(running: Running, outcome: Outcome) -> Result:
-    if outcome is Outcome.DEADLINE_EXCEEDED:
-        seconds = running.attempt.active_deadline_seconds
-        return Result(outcome, error=f"DeadlineExceeded: it ran for {seconds} s, spec.activeDeadlineSeconds")
-    return Result(outcome, error="JobCancelError: the task was cancelled")
-
-
-def _handed_back(running: Running) -> Lost:
-    evidence = DRAINED if running.handed_over else NOT_STARTED
-    return Lost(running.attempt.task_id, running.attempt.number, evidence)
 
 
 def reason(group: BaseExceptionGroup) -> BaseException:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intervaljob.worker.pool import AHEAD_SECONDS, MAX_AHEAD
+from intervaljob.worker.remote import AHEAD_SECONDS, MAX_AHEAD
 
 #: Share of the newest in the mean: it follows a change within some tens of attempts.
 _SHARE = 0.05

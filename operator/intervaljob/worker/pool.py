@@ -1,8 +1,4 @@
-"""Executors as their manager sees them: forked on demand, kept warm, given attempts, known to be gone.
-
-An executor runs one attempt at a time. Where handlers are quick it is given more than that, so that it need not wait
-for the manager between two of them; as soon as the first keeps it busy, the rest comes back and goes elsewhere.
-"""
+"""The executors of a worker: forked on demand, kept warm, taken for attempts, known to be gone."""
 
 from __future__ import annotations
 
@@ -14,15 +10,13 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 
 from intervaljob.errors import HandlerError
-from intervaljob.model.task import Attempt, Outcome, Result
 from intervaljob.settings import WorkerSettings
 from intervaljob.telemetry import metrics
-from intervaljob.worker import wire
+from intervaljob.worker.remote import AHEAD_SECONDS, PATIENCE_SECONDS, Executor
 from intervaljob.worker.zygote import MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -33,185 +27,6 @@ START_SECONDS = 120.0
 STOP_SECONDS = 5.0
 #: Seconds until another try when there are no processes or no memory to be had.
 FORK_AGAIN_SECONDS = 1.0
-#: Bound on hearing the end of what an executor said after it has died: somebody may have its end of the connection.
-LAST_WORDS_SECONDS = 1.0
-
-#: An executor is given attempts for so many seconds of work, and so many, beyond the one that it runs.
-AHEAD_SECONDS = 0.002
-MAX_AHEAD = 64
-#: Seconds that the first may take before the others are asked back.
-PATIENCE_SECONDS = 0.01
-
-#: Stores the checkpoint of this number, of those of an attempt; False when the attempt is not the current one.
-Checkpoint = Callable[[Attempt, int, str], Awaitable[bool]]
-
-
-class ExecutorDied(Exception):  # noqa: N818 - the word says it
-    """The process of an attempt ended before the attempt did. Nothing of it runs any more."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"killed by signal {-status}" if status < 0 else f"ended with {status}")
-
-
-class NotBegun(Exception):  # noqa: N818 - the word says it
-    """The executor has not begun the attempt, and will not: no handler has seen it."""
-
-
-@dataclass(eq=False, slots=True)
-class _Given:
-    """An attempt that an executor has, and what it has said of it. `begun` is called when it is its turn."""
-
-    begun: Callable[[], None]
-    messages: deque[wire.Message | Exception] = field(default_factory=deque)
-    waiter: asyncio.Future[None] | None = None
-
-    def hear(self, message: wire.Message | Exception) -> None:
-        self.messages.append(message)
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    async def next(self) -> wire.Message:
-        """The next message, or the exception raised that stands for it."""
-        while not self.messages:
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
-        message = self.messages.popleft()
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-
-class Executor(asyncio.Protocol):
-    """One executor process. `gone` is done once the zygote has buried it, with its exit code.
-
-    `load` is how many seconds of work it is expected to have, `users` how many attempts it was taken for.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.load = 0.0
-        self.users = 0
-        self.is_idle = False
-        self.since = 0.0
-        self._given: dict[str, _Given] = {}
-        self._decoder = wire.Decoder()
-        self._unsent = bytearray()
-        self._transport: asyncio.Transport | None = None
-        self._silent = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        for message in self._decoder.feed(data):
-            if message["type"] == "returned":
-                for key in message["attempts"]:
-                    self._drop(key, NotBegun())
-            elif message["type"] == "result":
-                self._drop(message["attempt"], message)
-            elif message["attempt"] in self._given:
-                self._given[message["attempt"]].hear(message)
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self._silent = True
-        self._tell_of_death()
-
-    def bury(self, status: int) -> None:
-        """It is gone. What it said before that is heard first."""
-        self.gone.set_result(status)
-        self._tell_of_death()
-        asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self.close)
-
-    def _tell_of_death(self) -> None:
-        if not self._silent or not self.gone.done():
-            return
-        died: Exception = ExecutorDied(self.gone.result())
-        given, self._given = self._given, {}
-        for one in given.values():
-            one.hear(died)
-            died = NotBegun()
-
-    def _drop(self, key: str, message: wire.Message | Exception) -> None:
-        first = next(iter(self._given), None)
-        given = self._given.pop(key, None)
-        if given is None:
-            return
-        given.hear(message)
-        if key == first:
-            self._begin_next()
-
-    def _begin_next(self) -> None:
-        self.since = asyncio.get_running_loop().time()
-        for given in self._given.values():
-            given.begun()
-            break
-
-    def runs(self, attempt: Attempt) -> bool:
-        """Whether it is this one's turn."""
-        return next(iter(self._given), None) == _key(attempt)
-
-    def send(self, message: wire.Message) -> None:
-        """Without waiting, with all that is said in this turn: a process that is gone is noticed by its end."""
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._unsent += wire.encode(message)
-
-    def _flush(self) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(bytes(self._unsent))
-        self._unsent.clear()
-
-    async def run(
-        self, attempt: Attempt, *, checkpoint: Checkpoint, begun: Callable[[], None] = lambda: None
-    ) -> Result:
-        """Run one attempt, after those that it was given before; `begun` is called when that may be.
-
-        Raises ExecutorDied when the process ends in its turn, NotBegun when it ends before or is asked to return it.
-        """
-        key = _key(attempt)
-        given = _Given(begun)
-        self._given[key] = given
-        if len(self._given) == 1:
-            self._begin_next()
-        self.send({"type": "run", "attempt": key, **_plain(attempt)})
-        if self._silent:
-            self._tell_of_death()
-        while True:
-            message = await given.next()
-            if message["type"] == "result":
-                return Result(
-                    outcome=Outcome(message["outcome"]),
-                    output=message.get("output"),
-                    error=message.get("error"),
-                    trace=message.get("trace", ""),
-                    retry=message.get("retry", True),
-                    seconds=message["seconds"],
-                )
-            saved = await checkpoint(attempt, message["number"], message["data"])
-            self.send({"type": "saved", "number": message["number"], "ok": saved})
-
-    def cancel(self, attempt: Attempt) -> None:
-        """Ask the handler of this attempt to stop; one that has ended meanwhile does not notice."""
-        self.send({"type": "cancel", "attempt": _key(attempt)})
-
-    def ask_back(self) -> None:
-        """Whatever it has not begun."""
-        self.send({"type": "return"})
-
-    def has_room(self, expected: float) -> bool:
-        """Whether one of so many seconds can be given to it without waiting for long."""
-        return not self.gone.done() and self.users < MAX_AHEAD and self.load + expected < AHEAD_SECONDS
-
-    def is_stuck(self, now: float) -> bool:
-        """Whether others wait behind one that takes long."""
-        return len(self._given) > 1 and now - self.since > PATIENCE_SECONDS
-
-    def close(self) -> None:
-        """Give the connection up."""
-        if self._transport is not None:
-            self._transport.close()
 
 
 class Pool:
@@ -455,23 +270,3 @@ async def _receive(loop: asyncio.AbstractEventLoop, control: socket.socket) -> t
     except ConnectionError:
         return b"", []
     return data, fds
-
-
-def _key(attempt: Attempt) -> str:
-    return f"{attempt.task_id}/{attempt.number}"
-
-
-def _plain(attempt: Attempt) -> wire.Message:
-    """What the handler is told."""
-    return {
-        "task_id": str(attempt.task_id),
-        "job_id": str(attempt.job_id),
-        "user_id": attempt.user_id,
-        "workspace_id": attempt.workspace_id,
-        "number": attempt.number,
-        "handler": attempt.handler,
-        "payload": attempt.payload,
-        "recovered": attempt.recovered,
-        "scheduled_for": attempt.scheduled_for.isoformat(),
-        "checkpoint": attempt.checkpoint,
-    }
