@@ -23,19 +23,11 @@ DEFER_SECONDS = 0.5
 
 async def claim(database: Database, *, worker: Incarnation, queue: str, limit: int) -> tuple[list[Attempt], int]:
     """Claim at most `limit` queue jobs; returns the attempts to run, and how many queue jobs there were."""
-    async with database.transaction() as session:
-        rows = await session.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit)
-        plain = [row for row in rows if row["job_id"] is not None]
-        attempts = [_begun(row) for row in plain]
-        refusals: dict[int, Refusal] = {}
-        readable: dict[int, QueueArgs] = {}
-        if plain and plain[0]["began"] != len(plain):
-            refusals = await _refuse_held(session, plain)
-            attempts = [one for one in attempts if one.queue_job_id not in refusals]
-        if others := [row for row in rows if row["job_id"] is None]:
-            attempts += await _judge(session, others, worker=worker, readable=readable, refusals=refusals)
-        await _refuse(session, rows, refusals)
-    _report(attempts, refusals, readable, queue=queue, worker=worker)
+    rows = await database.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit)
+    attempts = [_begun(row) for row in rows if row["job_id"] is not None]
+    if others := [row["id"] for row in rows if row["job_id"] is None]:
+        attempts += await _claim_others(database, others, worker=worker)
+    metrics.TASKS_CLAIMED.labels(queue).inc(len(attempts))
     return attempts, len(rows)
 
 
@@ -62,43 +54,28 @@ def _begun(row: Row) -> Attempt:
     )
 
 
-async def _refuse_held(session: Session, plain: Sequence[Row]) -> dict[int, Refusal]:
-    """Queue jobs that had a task already, though nobody had attempted them: somebody has written to the rows."""
-    begun = {row["id"] for row in await session.fetch("begun_tasks", tasks=[row["task_id"] for row in plain])}
-    return {row["id"]: _taken("of this queue job") for row in plain if row["task_id"] not in begun}
-
-
-def _taken(task: object) -> Refusal:
-    return Refusal("task_held", f"task {task} was taken meanwhile")
-
-
-async def _judge(
-    session: Session,
-    claimed: Sequence[Row],
-    *,
-    worker: Incarnation,
-    readable: dict[int, QueueArgs],
-    refusals: dict[int, Refusal],
-) -> list[Attempt]:
-    """The attempts of queue jobs that are not plain; those that run nothing are added to `refusals`."""
-    found, unreadable = _read(claimed)
-    readable |= found
-    refusals |= unreadable
-    rows = await _look_up(session, readable)
-    queue_jobs = {row["id"]: row for row in claimed}
-    for key, args in readable.items():
-        if refusal := judge(args, rows[key], queued_at=queue_jobs[key]["created_at"]):
-            refusals[key] = refusal
-    deferred = _deferred({key: row for key, row in rows.items() if key not in refusals})
-    if deferred:
-        await session.fetch("defer_queue_jobs", queue_jobs=deferred, seconds=DEFER_SECONDS)
-    attempts = [
-        _attempt(args, rows[key], queue_job=queue_jobs[key])
-        for key, args in readable.items()
-        if key not in refusals and key not in deferred
-    ]
-    attempts = await _start(session, attempts, worker=worker, refusals=refusals)
-    await record_skips(session, _unrun(refusals, readable, rows, queue_jobs))
+async def _claim_others(database: Database, queue_jobs: list[int], *, worker: Incarnation) -> list[Attempt]:
+    """Queue jobs that are not plain: looked at one by one, in one transaction."""
+    async with database.transaction() as session:
+        claimed = await session.fetch("claim_other_queue_jobs", queue_jobs=queue_jobs, worker=worker.id)
+        readable, refusals = _read(claimed)
+        rows = await _look_up(session, readable)
+        known = {row["id"]: row for row in claimed}
+        for key, args in readable.items():
+            if refusal := judge(args, rows[key], queued_at=known[key]["created_at"]):
+                refusals[key] = refusal
+        deferred = _deferred({key: row for key, row in rows.items() if key not in refusals})
+        if deferred:
+            await session.fetch("defer_queue_jobs", queue_jobs=deferred, seconds=DEFER_SECONDS)
+        attempts = [
+            _attempt(args, rows[key], queue_job=known[key])
+            for key, args in readable.items()
+            if key not in refusals and key not in deferred
+        ]
+        attempts = await _start(session, attempts, worker=worker, refusals=refusals)
+        await _refuse(session, claimed, refusals)
+        await record_skips(session, _unrun(refusals, readable, rows, known))
+    _report(attempts, refusals, readable, worker=worker)
     return attempts
 
 
@@ -195,7 +172,7 @@ async def _start(
         if one.queue_job_id in numbers:
             started.append(replace(one, number=numbers[one.queue_job_id]))
         else:
-            refusals[one.queue_job_id] = _taken(one.task_id)
+            refusals[one.queue_job_id] = Refusal("task_held", f"task {one.task_id} was taken meanwhile")
     return started
 
 
@@ -220,10 +197,8 @@ def _report(
     refusals: Mapping[int, Refusal],
     readable: Mapping[int, QueueArgs],
     *,
-    queue: str,
     worker: Incarnation,
 ) -> None:
-    metrics.TASKS_CLAIMED.labels(queue).inc(len(attempts))
     for one in attempts:
         if one.recovered:
             logger.info(

@@ -1,11 +1,14 @@
 -- name: claim_queue_jobs
 -- River §2.4. A worker that was declared dead, or is to end, claims nothing; a paused queue gives nothing.
 -- A plain queue job begins a task here and now: its args can be read, it names no task, has not been attempted before,
--- and nothing of its job stands in the way. The others come back with their args, of which only what is read, and of
--- that only strings, as anybody may have inserted them.
--- `began` is how many tasks have begun, of which a plain queue job's is one unless it had one already.
+-- and nothing of its job stands in the way. Of the others, which are left as they are, only the id comes back.
 WITH picked AS (
-    SELECT id
+    SELECT id, args, created_at, coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
+        attempt = 0 AND jsonb_typeof(args) = 'object' AND NOT args ? 'task_id'
+            AND jsonb_typeof(args -> 'payload') = 'string'
+            AND args ->> 'job_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+            AND args ->> 'user_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+            AND args ->> 'workspace_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' AS is_new
     FROM {schema}.river_job
     WHERE state = 'available'
         AND queue = %(queue)s
@@ -19,33 +22,29 @@ WITH picked AS (
     ORDER BY priority, scheduled_at, id
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
+), known AS (
+    SELECT picked.*, gen_random_uuid() AS task_id, job.id AS job_id, job.handler, job.active_deadline_seconds,
+        job.backoff_limit, job.backoff_initial_seconds, job.backoff_max_seconds
+    FROM picked
+    LEFT JOIN LATERAL (
+        SELECT *
+        FROM {schema}.jobs
+        WHERE id = CASE WHEN picked.is_new THEN (picked.args ->> 'job_id')::uuid END
+            AND deleted_at IS NULL
+            AND concurrency_policy <> 'Replace'
+            AND picked.created_at >= coalesce(cancel_before, '-infinity')
+            AND NOT EXISTS (SELECT FROM {schema}.tasks WHERE queue_job_id = picked.id)
+        LIMIT 1
+    ) AS job ON true
 ), claimed AS (
     UPDATE {schema}.river_job
     SET state = 'running',
-        attempt = attempt + 1,
+        attempt = 1,
         attempted_at = now(),
         attempted_by = (array_append(attempted_by, %(worker)s::text))[
             greatest(1, coalesce(array_length(attempted_by, 1), 0) - 98):
         ]
-    WHERE id = ANY(ARRAY(SELECT id FROM picked))
-    RETURNING id, args, attempt, created_at, coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
-        attempt = 1 AND jsonb_typeof(args) = 'object' AND NOT args ? 'task_id' AND jsonb_typeof(args -> 'payload') = 'string'
-            AND args ->> 'job_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-            AND args ->> 'user_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
-            AND args ->> 'workspace_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' AS is_readable
-), known AS (
-    SELECT claimed.*, gen_random_uuid() AS task_id, job.id AS job_id, job.handler, job.active_deadline_seconds,
-        job.backoff_limit, job.backoff_initial_seconds, job.backoff_max_seconds
-    FROM claimed
-    LEFT JOIN LATERAL (
-        SELECT *
-        FROM {schema}.jobs
-        WHERE id = CASE WHEN claimed.is_readable THEN (claimed.args ->> 'job_id')::uuid END
-            AND deleted_at IS NULL
-            AND concurrency_policy <> 'Replace'
-            AND claimed.created_at >= coalesce(cancel_before, '-infinity')
-        LIMIT 1
-    ) AS job ON true
+    WHERE id = ANY(ARRAY(SELECT id FROM known WHERE job_id IS NOT NULL))
 ), began AS (
     INSERT INTO {schema}.tasks (
         id, job_id, queue_job_id, payload, status, attempt, worker_id, scheduled_for, started_at, created_at
@@ -53,25 +52,43 @@ WITH picked AS (
     SELECT task_id, job_id, id, args ->> 'payload', 'running', 1, %(worker)s, due, clock_timestamp(), created_at
     FROM known
     WHERE job_id IS NOT NULL
-    ON CONFLICT DO NOTHING
-    RETURNING id, job_id
 ), noted AS (
-    INSERT INTO {schema}.transitions (job_id, task_id, kind) SELECT job_id, id, 'started' FROM began
+    INSERT INTO {schema}.transitions (job_id, task_id, kind)
+    SELECT job_id, task_id, 'started' FROM known WHERE job_id IS NOT NULL
 )
-SELECT id, attempt, created_at, due, now() AS now, (SELECT count(*) FROM began) AS began, task_id, job_id,
-    args ->> 'user_id' AS user_id, args ->> 'workspace_id' AS workspace_id, args ->> 'payload' AS payload, handler,
-    active_deadline_seconds, backoff_limit, backoff_initial_seconds, backoff_max_seconds,
-    CASE WHEN job_id IS NULL AND jsonb_typeof(args) = 'object' THEN (
+SELECT id, created_at, due, task_id, job_id, args ->> 'user_id' AS user_id, args ->> 'workspace_id' AS workspace_id,
+    args ->> 'payload' AS payload, handler, active_deadline_seconds, backoff_limit, backoff_initial_seconds,
+    backoff_max_seconds
+FROM known;
+
+-- name: claim_other_queue_jobs
+-- Of the args, which anybody may have inserted, only what is read comes back, and of that only strings.
+WITH picked AS (
+    SELECT id
+    FROM {schema}.river_job
+    WHERE id = ANY(%(queue_jobs)s::bigint[])
+        AND state::text = 'available'
+        AND EXISTS (
+            SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL AND condemned_reason IS NULL
+        )
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE {schema}.river_job
+SET state = 'running',
+    attempt = attempt + 1,
+    attempted_at = now(),
+    attempted_by = (array_append(attempted_by, %(worker)s::text))[
+        greatest(1, coalesce(array_length(attempted_by, 1), 0) - 98):
+    ]
+WHERE id = ANY(ARRAY(SELECT id FROM picked))
+RETURNING id, CASE WHEN jsonb_typeof(args) = 'object' THEN (
         SELECT coalesce(
             jsonb_object_agg(key, CASE WHEN jsonb_typeof(value) IN ('string', 'null') THEN value ELSE 'false' END), '{}'
         )
         FROM jsonb_each(args)
         WHERE key IN ('job_id', 'user_id', 'workspace_id', 'payload', 'task_id')
-    ) END AS args
-FROM known;
-
--- name: begun_tasks
-SELECT id FROM {schema}.tasks WHERE id = ANY(%(tasks)s::uuid[]);
+    ) END AS args, attempt, created_at, coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
+    now() AS now;
 
 -- name: look_up_claims
 -- A recovery job names its task; a retried queue job is found by itself. Of a Replace job's tasks the newest is the one
