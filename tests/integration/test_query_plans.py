@@ -74,6 +74,7 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
     claim = {"queue_job_id": task["queue_job_id"], "job_id": task["job_id"], "task_id": None}
     plans = {
         "claim_queue_jobs": await plan("claim_queue_jobs", queue="default", worker=WORKER, limit=10),
+        "claim_other_queue_jobs": await plan("claim_other_queue_jobs", queue_jobs=[1], worker=WORKER),
         "look_up_claims": await plan("look_up_claims", claims=as_records([claim])),
         "finish_tasks": await plan("finish_tasks", worker=WORKER, worker_name="w", finishes=as_records([finish])),
         "held_tasks": await plan("held_tasks", tasks=[task["id"]], worker=WORKER),
