@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -35,6 +36,8 @@ PLANNER = "-c plan_cache_mode=force_custom_plan -c random_page_cost=1.1"
 
 #: Bound on waiting for a free connection, and on connecting.
 CONNECT_SECONDS = 10
+#: A connection that has answered within this time is used as it is; whoever finds it broken tries again, as ever.
+IDLE_SECONDS = 5.0
 
 
 def load_queries(schema: str) -> Queries:
@@ -52,6 +55,18 @@ def load_queries(schema: str) -> Queries:
 def with_schema(text: str, schema: str) -> str:
     """SQL text with the schema's name in the place of `{schema}`; the setting's pattern makes quoting needless."""
     return text.replace("{schema}", schema)
+
+
+class _Connection(AsyncConnection[Row]):
+    """Of the pool; `answered_at` is when its server last answered, by the monotonic clock."""
+
+    answered_at = 0.0
+
+
+async def _check(connection: _Connection) -> None:
+    """Whether the server is there, asked of a connection that has been idle: that is a statement more."""
+    if time.monotonic() - connection.answered_at > IDLE_SECONDS:
+        await AsyncConnectionPool.check_connection(connection)
 
 
 class Session:
@@ -123,7 +138,7 @@ class Database:
         }
         self._pool = AsyncConnectionPool(
             self._dsn,
-            connection_class=AsyncConnection[Row],
+            connection_class=_Connection,
             kwargs=self._kwargs,
             min_size=1,
             max_size=settings.database_pool_size,
@@ -131,7 +146,7 @@ class Database:
             # Not longer: its pauses double until then, and whoever asks for a connection makes it start anew.
             reconnect_timeout=CONNECT_SECONDS,
             open=False,
-            check=AsyncConnectionPool.check_connection,
+            check=_check,
         )
 
     async def __aenter__(self) -> Self:
@@ -150,6 +165,7 @@ class Database:
             if _cancellations() > cancellations:
                 raise asyncio.CancelledError
             yield Session(connection, self._queries)
+            connection.answered_at = time.monotonic()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:

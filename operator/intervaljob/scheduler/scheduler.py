@@ -48,7 +48,8 @@ class Scheduler:
             self._woken.clear()
             try:
                 seconds = await self._seconds_to_next()
-                while seconds <= 0 and await self.schedule_due():
+                if seconds <= 0:
+                    await self.schedule_due()
                     seconds = await self._seconds_to_next()
                 await self._promote()
             except DatabaseUnavailable as error:
