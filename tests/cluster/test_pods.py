@@ -23,8 +23,7 @@ RULES = [
     {"apiGroups": ["intervaljob.dev"], "resources": ["intervaljobs"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": ["intervaljob.dev"], "resources": ["intervaljobs/status"], "verbs": ["patch"]},
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
-    {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["namespaces"], "resourceNames": ["kube-system"], "verbs": ["get"]},
 ]
 
 
@@ -106,7 +105,7 @@ def operator(namespace: Namespace, stack: Stack) -> Iterator[Process]:
         namespace.stack.kubectl("--namespace", namespace.name, "create", "--filename", "-", input=json.dumps(role))
         binding = f"{kind.lower()}binding"
         namespace.kubectl("create", binding, user, f"--{kind.lower()}={user}", f"--user={user}")
-    for resource in ("pods", "intervaljobs", "customresourcedefinitions"):
+    for resource in ("pods", "intervaljobs"):
         asked = ("auth", "can-i", "list", resource, f"--as={user}")
         eventually(lambda asked=asked: "yes" in namespace.kubectl(*asked, check=False), what=" ".join(asked))  # type: ignore[misc]
     process = stack.start_operator(

@@ -1,13 +1,15 @@
-"""The status writer when the database goes away in the middle of its work."""
+"""The status writer when the database goes away in the middle of its work, or somebody else writes."""
 
 from collections.abc import Iterator
-from uuid import uuid4
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from kubernetes.aio import client
-from support import CLUSTER, SCOPE
+from support import CLUSTER, SCOPE, AddJob, Execute
 
-from intervaljob.controller.api import Api
+from intervaljob.controller.api import Api, Conflict
 from intervaljob.controller.events import Announcer
 from intervaljob.controller.status_writer import StatusWriter
 from intervaljob.database.connection import Database
@@ -31,6 +33,25 @@ class ApiThatOutlivesTheDatabase(Api):
         if self.asked == 1:
             self.server.stop("immediate")
         return None
+
+
+class ApiWithConflicts(Api):
+    """Everybody's IntervalJob was changed just before the first write of its status."""
+
+    def __init__(self, resources: list[IntervalJob]) -> None:
+        self.resources = {resource.name: resource for resource in resources}
+        self.written: list[str] = []
+        self.asked = 0
+
+    async def get(self, *, namespace: str, name: str) -> IntervalJob | None:  # noqa: ARG002 - Api's
+        return self.resources[name]
+
+    async def write_status(self, *, name: str, **_: Any) -> IntervalJob:
+        self.asked += 1
+        if self.asked <= len(self.resources):
+            raise Conflict
+        self.written.append(name)
+        return self.resources[name]
 
 
 @pytest.fixture
@@ -61,3 +82,33 @@ async def test_a_database_that_goes_away_in_the_middle_is_only_unavailable(own_s
         with pytest.raises(DatabaseUnavailable):
             await writer._write_some()
         assert api.asked > 0
+
+
+async def test_what_was_overtaken_is_written_at_once(database: Database, execute: Execute, add_job: AddJob) -> None:
+    """Who has just edited something looks at it."""
+    jobs = {name: await add_job(name=name) for name in ("one", "two", "three")}
+    await database.fetch("touch_statuses", jobs=list(jobs.values()))
+    api = ApiWithConflicts([_resource(name, uid) for name, uid in jobs.items()])
+    writer = StatusWriter(database, api, scope=SCOPE, announcer=Announcer(api), writes_per_second=20)
+    assert await writer._write_some()
+    assert api.written == []
+    assert await writer._write_some()
+    assert sorted(api.written) == sorted(jobs)
+    assert not await writer._write_some()
+    assert await execute("SELECT 1 FROM {schema}.job_status WHERE revision > written_revision") == []
+
+
+def _resource(name: str, uid: UUID) -> IntervalJob:
+    return IntervalJob(
+        uid=uid,
+        namespace="default",
+        name=name,
+        generation=1,
+        created_at=datetime.now(UTC),
+        resource_version="1",
+        run_requested_at=None,
+        cancel_requested_at=None,
+        deleting=False,
+        spec={},
+        status={},
+    )

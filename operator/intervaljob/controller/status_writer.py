@@ -109,19 +109,23 @@ class StatusWriter:
         found = await self._each(claimed, self._read)
         present = {job_id: resource for job_id, resource in found.items() if resource is not None}
         rows = await self._database.fetch("read_statuses", jobs=list(present)) if present else []
-        written = await self._each(rows, lambda row: self._write(present[row["job_id"]], row))
+        shown = await self._each(rows, lambda row: self._write(present[row["job_id"]], row))
         gone = {row["job_id"]: row["revision"] for row in claimed if found.get(row["job_id"], row) is None}
-        await self._note(claimed, {**written, **gone})
+        await self._note(claimed, {**shown, **gone})
         return bool(claimed)
 
-    async def _note(self, claimed: Sequence[Row], written: Mapping[UUID, int]) -> None:
-        """Note the revisions that are shown now; the others are tried again."""
+    async def _note(self, claimed: Sequence[Row], shown: Mapping[UUID, int | None]) -> None:
+        """Note the revisions that are shown now. What was overtaken is tried again at once, what failed a bit later."""
+        written = [
+            {"job_id": job_id, "revision": revision} for job_id, revision in shown.items() if revision is not None
+        ]
         if written:
-            records = as_records({"job_id": job_id, "revision": revision} for job_id, revision in written.items())
-            await self._database.fetch("statuses_written", written=records, spacing_seconds=SPACING_SECONDS)
-        again = [row["job_id"] for row in claimed if row["job_id"] not in written]
-        if again:
-            await self._database.fetch("retry_statuses", jobs=again, spacing_seconds=SPACING_SECONDS)
+            await self._database.fetch("statuses_written", written=as_records(written), spacing_seconds=SPACING_SECONDS)
+        overtaken = [job_id for job_id, revision in shown.items() if revision is None]
+        failed = [row["job_id"] for row in claimed if row["job_id"] not in shown]
+        for jobs, seconds in ((overtaken, 0.0), (failed, SPACING_SECONDS)):
+            if jobs:
+                await self._database.fetch("retry_statuses", jobs=jobs, spacing_seconds=seconds)
 
     async def _each(self, rows: Sequence[Row], ask: Callable[[Row], Awaitable[T]]) -> dict[UUID, T]:
         """What the API server answers for each of them, several at once; those that fail are left out."""
@@ -132,8 +136,6 @@ class StatusWriter:
             async with turn:
                 try:
                     answers[row["job_id"]] = await ask(row)
-                except Conflict:
-                    metrics.STATUS_WRITES.labels("conflict").inc()
                 except UNREACHABLE as error:
                     metrics.STATUS_WRITES.labels("failed").inc()
                     logger.warning("Status not written", extra={"job": row["job_id"], "error": error})
@@ -148,17 +150,21 @@ class StatusWriter:
         resource = await self._api.get(namespace=row["namespace"], name=row["name"])
         return resource if resource is not None and resource.uid == row["job_id"] else None
 
-    async def _write(self, resource: IntervalJob, row: Row) -> int:
-        """The revision that it shows then."""
+    async def _write(self, resource: IntervalJob, row: Row) -> int | None:
+        """The revision that it shows then, None when somebody changed it meanwhile."""
         status = build_status(row)
         if not same_status(status, resource.status):
             await self._limit.wait()
-            await self._api.write_status(
-                namespace=resource.namespace,
-                name=resource.name,
-                resource_version=resource.resource_version,
-                status=status,
-            )
+            try:
+                await self._api.write_status(
+                    namespace=resource.namespace,
+                    name=resource.name,
+                    resource_version=resource.resource_version,
+                    status=status,
+                )
+            except Conflict:
+                metrics.STATUS_WRITES.labels("conflict").inc()
+                return None
             metrics.STATUS_WRITES.labels("written").inc()
         return int(row["revision"])
 
