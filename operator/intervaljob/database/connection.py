@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -36,8 +35,6 @@ PLANNER = "-c plan_cache_mode=force_custom_plan -c random_page_cost=1.1"
 
 #: Bound on waiting for a free connection, and on connecting.
 CONNECT_SECONDS = 10
-#: A connection that has answered within this time is used as it is; whoever finds it broken tries again, as ever.
-IDLE_SECONDS = 5.0
 
 
 def load_queries(schema: str) -> Queries:
@@ -57,16 +54,13 @@ def with_schema(text: str, schema: str) -> str:
     return text.replace("{schema}", schema)
 
 
-class _Connection(AsyncConnection[Row]):
-    """Of the pool; `answered_at` is when its server last answered, by the monotonic clock."""
+async def _check(connection: AsyncConnection[Row]) -> None:
+    """Raises OperationalError where the server has hung up: seen in what it has sent, without a word to it.
 
-    answered_at = 0.0
-
-
-async def _check(connection: _Connection) -> None:
-    """Whether the server is there, asked of a connection that has been idle: that is a statement more."""
-    if time.monotonic() - connection.answered_at > IDLE_SECONDS:
-        await AsyncConnectionPool.check_connection(connection)
+    Of one that was told to end, the first look reads its last words.
+    """
+    for _ in range(2):
+        connection.pgconn.consume_input()
 
 
 class Session:
@@ -138,7 +132,7 @@ class Database:
         }
         self._pool = AsyncConnectionPool(
             self._dsn,
-            connection_class=_Connection,
+            connection_class=AsyncConnection[Row],
             kwargs=self._kwargs,
             min_size=1,
             max_size=settings.database_pool_size,
@@ -165,7 +159,6 @@ class Database:
             if _cancellations() > cancellations:
                 raise asyncio.CancelledError
             yield Session(connection, self._queries)
-            connection.answered_at = time.monotonic()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
