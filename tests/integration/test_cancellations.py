@@ -8,7 +8,7 @@ import pytest
 from support import RETURNED, SCOPE, Work, eventually
 
 from intervaljob.database.cancellations import cancel
-from intervaljob.database.connection import as_records
+from intervaljob.database.connection import Row, Session, as_records
 from intervaljob.database.ledger import Skip
 from intervaljob.database.occurrences import enqueue
 from intervaljob.model.task import Outcome, Result
@@ -189,6 +189,26 @@ async def test_a_cancellation_and_a_recovery_at_once_leave_nothing_to_run(work: 
     await work.recover()
     assert await work.claim(await work.worker()) == []
     assert {row["status"] for row in await work.tasks()} == {"cancelled"}
+
+
+async def test_a_recovery_in_the_middle_of_a_cancellation_leaves_no_task_without_a_queue_job(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not see the wish, which is not committed; its recovery job is seen."""
+    worker, attempt = await work.start()
+    await work.end(worker)
+    fetch = Session.fetch
+
+    async def recovered_meanwhile(session: Session, query: str, /, **parameters: object) -> list[Row]:
+        if query == "cancel_waiting_queue_jobs":
+            monkeypatch.setattr(Session, "fetch", fetch)
+            await work.recover()
+        return await fetch(session, query, **parameters)
+
+    monkeypatch.setattr(Session, "fetch", recovered_meanwhile)
+    await cancelled(work, attempt.job_id)
+    (task,) = await work.tasks()
+    assert task["status"] == "cancelled"
 
 
 async def replace_with_new(work: Work, job: UUID) -> tuple[Skip, ...]:

@@ -21,5 +21,7 @@ async def cancel(session: Session, jobs: Sequence[UUID], *, reason: str, skipped
     await session.fetch("request_cancel", jobs=jobs)
     await session.fetch("cancel_waiting_tasks", jobs=jobs, reason=reason)
     waiting = await session.fetch("cancel_waiting_queue_jobs", jobs=jobs, reason=reason)
+    # Whose recovery did not see the wish, and put on the queue between these two what has just been taken away.
+    await session.fetch("cancel_waiting_tasks", jobs=jobs, reason=reason)
     await session.fetch("cancel_running_queue_jobs", jobs=jobs)
     return tuple(Skip(row["job_id"], skipped_as, row["due"], row["due"]) for row in waiting if not row["has_task"])
