@@ -118,14 +118,17 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             upstream, server = await asyncio.open_connection(*self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         link = _Link(writer, server)
         self._links.add(link)
         questions = self._pump(reader, server, gates=(self._questions, link.passes))
         answers = self._pump(upstream, writer, gates=(self._answers, link.passes))
-        await asyncio.gather(questions, answers)
+        try:
+            await asyncio.gather(questions, answers)
+        except asyncio.CancelledError:  # the loop ends
+            link.reset()
         self._links.discard(link)
 
     async def _pump(
