@@ -75,6 +75,24 @@ async def test_what_waits_behind_a_slow_one_comes_back(executors: Pool, started:
     assert (await started.result).outcome is Outcome.CANCELLED
 
 
+@pytest.mark.usefixtures("_patience")
+async def test_what_waits_comes_back_also_when_the_slow_one_was_not_the_first(
+    executors: Pool, started: Started
+) -> None:
+    """A look that comes while the slow one has just begun is followed by another."""
+    taken = [await take(executors) for _ in range(3)]
+    assert len(set(taken)) == 1
+    brief = give(taken[0], attempt_of("sleep", {"seconds": 0.006}))
+    slow = attempt_of("test.waits", started.files)
+    waits = give(taken[0], slow)
+    last = give(taken[0], attempt_of("test.sync", 1))
+    with pytest.raises(NotBegun):
+        await asyncio.wait_for(last, 5)
+    assert (await brief).outcome is Outcome.RETURNED
+    taken[0].cancel(slow)
+    assert (await waits).outcome is Outcome.CANCELLED
+
+
 async def test_with_its_process_only_the_first_is_lost(executors: Pool, started: Started) -> None:
     executor, second = await behind(executors, started)
     os.kill(executor.pid, signal.SIGKILL)

@@ -116,6 +116,7 @@ class Pool:
                     if self._filling is executor:
                         self._filling = None
                     executor.ask_back()
+                elif executor.is_crowded():
                     self._crowded.set()
 
     def push_out(self, deadline: float) -> None:

@@ -80,6 +80,7 @@ class Executor(asyncio.Protocol):
         self._unsent = bytearray()
         self._transport: asyncio.Transport | None = None
         self._silent = False
+        self._asked_back = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -125,6 +126,7 @@ class Executor(asyncio.Protocol):
 
     def _begin_next(self) -> None:
         self.since = asyncio.get_running_loop().time()
+        self._asked_back = False
         for given in self._given.values():
             given.begun()
             break
@@ -179,15 +181,22 @@ class Executor(asyncio.Protocol):
 
     def ask_back(self) -> None:
         """Whatever it has not begun."""
+        self._asked_back = True
         self.send({"type": "return"})
+
+    def is_crowded(self) -> bool:
+        """Whether others wait for the one that it runs, and have not been asked back."""
+        return len(self._given) > 1 and not self._asked_back
 
     def has_room(self, expected: float) -> bool:
         """Whether one of so many seconds can be given to it without waiting for long."""
-        return not self.gone.done() and self.users < MAX_AHEAD and self.load + expected < AHEAD_SECONDS
+        if self.gone.done() or self._asked_back:
+            return False
+        return self.users < MAX_AHEAD and self.load + expected < AHEAD_SECONDS
 
     def is_stuck(self, now: float) -> bool:
-        """Whether others wait behind one that takes long."""
-        return len(self._given) > 1 and now - self.since > PATIENCE_SECONDS
+        """Whether they wait behind one that takes long."""
+        return self.is_crowded() and now - self.since > PATIENCE_SECONDS
 
     def close(self) -> None:
         """Give the connection up."""
