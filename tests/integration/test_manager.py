@@ -43,8 +43,8 @@ async def test_a_lost_answer_to_giving_back_does_not_make_a_manager_forget_the_n
             return (row["attempt"], row["status"]) == (2, "running")
 
         await eventually(again, what="the second attempt")
-        first = [one for one in asyncio.all_tasks() if one.get_name() == f"task {task['id']}"]
-        await eventually(lambda: sum(not one.done() for one in first) <= 1, what="the first attempt is done with")
+        first = [one for one in asyncio.all_tasks() if one.get_name() == f"hand back {task['id']}"]
+        await eventually(lambda: all(one.done() for one in first), what="the first attempt is done with")
         assert manager._running[task["id"]].attempt.number == 2
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from uuid import uuid4
+
+from msgspec.structs import replace
 
 from intervaljob.database.connection import Database, Row, Session, as_records
 from intervaljob.database.ledger import Skip, record_skips

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from contextlib import aclosing, suppress
-from functools import partial
+from datetime import UTC, datetime
 from uuid import UUID
 
 from intervaljob.database.connection import Database
@@ -22,12 +22,13 @@ from intervaljob.model.task import Attempt, Outcome, Result, conclude
 from intervaljob.recovery.recover import Lost, give_back
 from intervaljob.settings import WorkerSettings
 from intervaljob.telemetry import metrics
+from intervaljob.worker import wire
 from intervaljob.worker.claims import claim
 from intervaljob.worker.finisher import Finisher
 from intervaljob.worker.incarnation import Incarnation, Over
 from intervaljob.worker.pace import Pace
 from intervaljob.worker.pool import Pool
-from intervaljob.worker.remote import Executor, ExecutorDied, NotBegun
+from intervaljob.worker.remote import Executor
 from intervaljob.worker.running import Running
 
 logger = logging.getLogger(__name__)
@@ -70,18 +71,24 @@ class Manager:
             "deadline": self._worker.watch_deadline,
             "renewals": self._pass_on_renewals,
             "held": self._watch_held,
+            "waiting": self._hand_back_what_waits,
             "listen": self._listen,
             "finisher": self._finisher.run,
             "ahead": self._pool.ask_back_what_waits,
             "zygote": self._watch_zygote,
             "stopping": self._watch_stopping,
         }
-        async with self._group as group:
-            for_ever = [group.create_task(duty(), name=name) for name, duty in duties.items()]
-            await self._claim_until_stopping()
-            await self._drain()
-            for task in for_ever:
-                task.cancel()
+        try:
+            async with self._group as group:
+                for_ever = [group.create_task(duty(), name=name) for name, duty in duties.items()]
+                await self._claim_until_stopping()
+                await self._drain()
+                for task in for_ever:
+                    task.cancel()
+        finally:
+            for running in self._running.values():  # their executors end with the pool, and tell
+                running.abandoned = True
+                running.keep_no_deadline()
 
     async def _claim_until_stopping(self) -> None:
         first, unsure = 0, False
@@ -109,9 +116,13 @@ class Manager:
                 return more
             queue = queues[(first + index) % len(queues)]
             attempts, found = await claim(self._database, worker=self._worker, queue=queue, limit=limit)
+            now = datetime.now(UTC)
             for attempt in attempts:
-                self._running[attempt.task_id] = running = Running(attempt)
-                self._group.create_task(self._work(running), name=f"task {attempt.task_id}")
+                if attempt.number == 1:
+                    metrics.PICKUP_SECONDS.observe(max(0.0, (now - attempt.scheduled_for).total_seconds()))
+                running = Running(attempt, self, now, self._pace.expected(attempt.handler))
+                self._running[attempt.task_id] = running
+                self._place(running)
             more = more or found == limit
         return more
 
@@ -137,94 +148,90 @@ class Manager:
             async with asyncio.timeout(self._settings.poll_seconds):
                 await self._look.wait()
 
-    async def _work(self, running: Running) -> None:
-        """One attempt from its executor to its record."""
-        attempt = running.attempt
-        if attempt.number == 1:
-            metrics.PICKUP_SECONDS.observe(max(0.0, (running.started_at - attempt.scheduled_for).total_seconds()))
-        try:
-            result = await self._execute(running)
-            self._measure(attempt, result)
-            if not running.abandoned:
-                self._finisher.put(attempt, conclude(attempt, result, started_at=running.started_at))
-        except (ExecutorDied, NotBegun) as error:
-            if not running.abandoned:
-                died = isinstance(error, ExecutorDied)
-                evidence = EXECUTOR_EXITED if died else NOT_STARTED
-                event = "Executor died" if died else "Attempt handed back"
-                logger.warning(event, extra={**self._fields(attempt), "error": error})
-                await self._give_back([Lost(attempt.task_id, attempt.number, evidence, str(error))])
-        finally:
-            self._forget(running)
+    def begun(self, running: Running) -> None:
+        if running.attempt.active_deadline_seconds is not None and not running.abandoned:
+            running.deadline = asyncio.get_running_loop().call_later(
+                running.attempt.active_deadline_seconds, self._stop, running, Outcome.DEADLINE_EXCEEDED
+            )
 
-    def _measure(self, attempt: Attempt, result: Result) -> None:
-        self._pace.note(attempt.handler, result.seconds)
+    def ended(self, running: Running, result: Result) -> None:
+        self._pace.note(running.attempt.handler, result.seconds)
         metrics.TASK_SECONDS.observe(result.seconds)
-        if attempt.recovered:
+        if running.attempt.recovered:
             metrics.RECOVERED_EXECUTION_SECONDS.observe(result.seconds)
+        self._conclude(running, result if running.outcome is None else running.ended_early(running.outcome))
+
+    def died(self, running: Running, why: str) -> None:
+        if running.outcome is None or running.abandoned:
+            self._lose(running, EXECUTOR_EXITED, why)
+        else:
+            self._conclude(running, running.ended_early(running.outcome))
+
+    def returned(self, running: Running) -> None:
+        running.keep_no_deadline()
+        self._place(running)
+
+    def checkpointed(self, running: Running, number: int, data: str) -> None:
+        if running.executor is not None and not running.abandoned:
+            self._start(self._checkpoint(running, running.executor, number, data), name="checkpoint")
+
+    def _place(self, running: Running) -> None:
+        """Have an executor run it, unless it is to end before."""
+        if running.abandoned:
+            self._forget(running)
+        elif running.outcome is not None:
+            self._conclude(running, running.ended_early(running.outcome))
+        elif not self._worker.alive():
+            self._lose(running, NOT_STARTED, "the lease had no time left")
+        else:
+            running.expected = self._pace.expected(running.attempt.handler)
+            self._pool.place(running, deadline=self._worker.deadline)
+
+    def _conclude(self, running: Running, result: Result) -> None:
+        if not running.abandoned:
+            finish = conclude(running.attempt, result, started_at=running.started_at)
+            self._finisher.put(running.attempt, finish)
+        self._forget(running)
+
+    def _lose(self, running: Running, evidence: str, why: str) -> None:
+        """It goes back on the queue, unless it is another's already."""
+        if running.abandoned:
+            self._forget(running)
+            return
+        event = "Executor died" if evidence == EXECUTOR_EXITED else "Attempt handed back"
+        logger.warning(event, extra={**self._fields(running.attempt), "error": why})
+        lost = Lost(running.attempt.task_id, running.attempt.number, evidence, why)
+        self._start(self._hand_back(running, lost), name=f"hand back {lost.task_id}")
+
+    def _start(self, work: Coroutine[None, None, None], *, name: str) -> None:
+        """Beside the duties; where they have ended, what is left is for those who recover it."""
+        try:
+            self._group.create_task(work, name=name)
+        except RuntimeError:
+            work.close()
+
+    async def _hand_back(self, running: Running, lost: Lost) -> None:
+        await self._give_back([lost])
+        self._forget(running)
 
     def _forget(self, running: Running) -> None:
-        if running.ended is not None:
-            running.ended.set()
+        running.keep_no_deadline()
+        if running.stopped is not None:
+            running.stopped.set()
         if self._running.get(running.attempt.task_id) is running:  # the next attempt may have come here, too
             del self._running[running.attempt.task_id]
         if not self._running or self._free():
             self._look.set()
 
-    async def _execute(self, running: Running) -> Result:
-        """Run the attempt in an executor, no longer than it may.
-
-        Raises ExecutorDied; NotBegun where no handler has seen it, as the lease or this worker has no time left.
-        """
-        while running.outcome is None:
-            expected = self._pace.expected(running.attempt.handler)
-            executor = await self._take(expected)
-            try:
-                result = await self._run_in(executor, running)
-                return result if running.outcome is None else running.ended_early(running.outcome)
-            except NotBegun:
-                if not self._worker.alive():
-                    raise
-            except ExecutorDied:
-                if running.outcome is None or running.abandoned:
-                    raise
-            finally:
-                self._pool.put_back(executor, expected=expected)
-        return running.ended_early(running.outcome)
-
-    async def _run_in(self, executor: Executor, running: Running) -> Result:
-        if running.outcome is not None:
-            return running.ended_early(running.outcome)
-        if not self._worker.alive():
-            raise NotBegun("the lease had no time left")
-        running.executor = executor
-        try:
-            begun = partial(self._begin, running)
-            return await executor.run(running.attempt, checkpoint=self._checkpoint, begun=begun)
-        except NotBegun:
-            running.handed_over = False
-            raise
-        finally:
-            running.executor = None
-            if running.deadline is not None:
-                running.deadline.cancel()
-
-    async def _take(self, expected: float) -> Executor:
-        """Raises NotBegun where more was claimed than can be begun soon, since tasks take longer than they did."""
+    async def _hand_back_what_waits(self) -> None:
+        """Where more was claimed than can be begun soon, since tasks take longer than they did, others may have it."""
         while True:
-            try:
-                return await self._pool.take(deadline=self._worker.deadline, expected=expected, within=HOLD_SECONDS)
-            except TimeoutError:
+            await asyncio.sleep(HOLD_SECONDS / 2)
+            for running in self._pool.withdraw_older(HOLD_SECONDS):
                 if len(self._running) > self._settings.concurrency:
-                    raise NotBegun("the worker had no place for it") from None
-
-    def _begin(self, running: Running) -> None:
-        """A handler may see it from now on."""
-        running.handed_over = True
-        if running.attempt.active_deadline_seconds is not None:
-            running.deadline = asyncio.get_running_loop().call_later(
-                running.attempt.active_deadline_seconds, self._stop, running, Outcome.DEADLINE_EXCEEDED
-            )
+                    self._lose(running, NOT_STARTED, "the worker had no place for it")
+                else:
+                    self._place(running)
 
     def _abandon(self, running: Running) -> None:
         """The attempt is no longer ours: it is stopped, and its end is not recorded."""
@@ -233,41 +240,45 @@ class Manager:
 
     def _stop(self, running: Running, outcome: Outcome) -> None:
         """It is to end early, for this reason unless there is one already."""
-        if running.outcome is None:
-            running.outcome = outcome
-            running.ended = asyncio.Event()
-            self._group.create_task(self._stop_early(running, running.ended), name=f"stop {running.attempt.task_id}")
+        if running.outcome is not None:
+            return
+        running.outcome = outcome
+        if self._pool.withdraw(running):
+            self._conclude(running, running.ended_early(outcome))
+        else:
+            running.stopped = asyncio.Event()
+            self._start(self._stop_early(running, running.stopped), name=f"stop {running.attempt.task_id}")
 
-    async def _stop_early(self, running: Running, ended: asyncio.Event) -> None:
+    async def _stop_early(self, running: Running, stopped: asyncio.Event) -> None:
         """Ask the handler to stop, and kill its process when it does not, or when the attempt is another's already."""
-        while (executor := running.executor) is not None and not ended.is_set():
-            runs = executor.runs(running.attempt)
+        while (executor := running.executor) is not None and not stopped.is_set():
+            runs = executor.runs(running)
             if not (running.abandoned and runs):
                 executor.ask_back()
-                executor.cancel(running.attempt)
+                executor.cancel(running)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ASK_BACK_SECONDS if not runs else self._settings.cancel_seconds):
-                        await ended.wait()
-            if not ended.is_set() and (running.abandoned or runs):
+                        await stopped.wait()
+            if not stopped.is_set() and (running.abandoned or runs):
                 await self._pool.kill(executor)
-                await ended.wait()
+                await stopped.wait()
 
-    async def _checkpoint(self, attempt: Attempt, number: int, data: str) -> bool:
-        while True:
+    async def _checkpoint(self, running: Running, executor: Executor, number: int, data: str) -> None:
+        attempt, saved = running.attempt, None
+        while saved is None:
             try:
-                return bool(
-                    await self._database.fetch(
-                        "save_checkpoint",
-                        task=attempt.task_id,
-                        attempt=attempt.number,
-                        worker=self._worker.id,
-                        number=number,
-                        checkpoint=data,
-                    )
+                saved = await self._database.fetch(
+                    "save_checkpoint",
+                    task=attempt.task_id,
+                    attempt=attempt.number,
+                    worker=self._worker.id,
+                    number=number,
+                    checkpoint=data,
                 )
             except DatabaseUnavailable as error:
                 logger.warning("Checkpoint waits", extra={**self._fields(attempt), "error": error})
                 await asyncio.sleep(0.5)
+        executor.send(wire.Saved(number, ok=bool(saved)))
 
     async def _give_back(self, lost: list[Lost]) -> None:
         """Put attempts of ours on the queue again, as recovery jobs; waits for the database if need be."""

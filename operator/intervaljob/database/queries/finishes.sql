@@ -2,8 +2,9 @@
 -- The fence: only the attempt that is running now, held by a worker that is alive, can end a task.
 -- Who asked to cancel a task that would be tried again gets it cancelled (River §2.5).
 -- An attempt that is followed by another goes into the task's story.
+-- Returned are those that ended otherwise than their workers said, or not at all.
 WITH input AS MATERIALIZED (
-    SELECT task_id, attempt, output, error, entry, delay_seconds,
+    SELECT task_id, attempt, output, error, entry, delay_seconds, status AS said,
         CASE
             WHEN status = 'retrying' AND EXISTS (
                 SELECT
@@ -42,7 +43,7 @@ WITH input AS MATERIALIZED (
         AND task.worker_id = %(worker)s
         AND task.status = 'running'
         AND EXISTS (SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL)
-    RETURNING task.id, task.job_id, task.queue_job_id, task.status, task.error, input.entry, input.delay_seconds
+    RETURNING task.id, task.job_id, task.queue_job_id, task.attempt, task.status, task.error, input.entry, input.delay_seconds
 ), queue_jobs AS (
     UPDATE {schema}.river_job AS queue_job
     SET state = CASE fenced.status
@@ -69,7 +70,10 @@ WITH input AS MATERIALIZED (
     INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
     SELECT job_id, id, status, left(error, 300) FROM fenced
 )
-SELECT id, status FROM fenced;
+SELECT input.task_id AS id, input.attempt, fenced.status
+FROM input
+LEFT JOIN fenced ON fenced.id = input.task_id AND fenced.attempt = input.attempt
+WHERE fenced.status IS DISTINCT FROM input.said;
 
 -- name: save_checkpoint
 UPDATE {schema}.tasks
