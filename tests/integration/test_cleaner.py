@@ -20,7 +20,6 @@ from intervaljob.worker.incarnation import Incarnation
 DAY = 86_400.0
 RETENTION = Retention(succeeded=DAY, cancelled=2 * DAY, failed=7 * DAY)
 TABLES = ("jobs", "tasks", "river_job", "workers", "job_status", "transitions", "skipped_occurrences", "forbid_holds")
-NOW = 0.0
 
 Age = Callable[..., Awaitable[None]]
 
@@ -29,16 +28,11 @@ def cleaner(database: Database, *, scope: Scope = SCOPE, batch: int = 10) -> Cle
     return Cleaner(database, scope=scope, retention=RETENTION, batch=batch)
 
 
-@pytest.fixture
-def counts(execute: Execute) -> Callable[[], Awaitable[dict[str, int]]]:
+async def counts(work: Work) -> dict[str, int]:
     """How many rows each table has."""
-
-    async def count() -> dict[str, int]:
-        columns = ", ".join(f"(SELECT count(*) FROM {{schema}}.{table}) AS {table}" for table in TABLES)
-        (row,) = await execute(f"SELECT {columns}")
-        return dict(row)
-
-    return count
+    columns = ", ".join(f"(SELECT count(*) FROM {{schema}}.{table}) AS {table}" for table in TABLES)
+    (row,) = await work.execute(f"SELECT {columns}")
+    return dict(row)
 
 
 @pytest.fixture
@@ -92,19 +86,19 @@ CANCELLED = Result(Outcome.CANCELLED, error="cancelled")
     ("result", "days"), [(RETURNED, 1), (CANCELLED, 2), (FAILED, 7)], ids=["succeeded", "cancelled", "failed"]
 )
 async def test_a_task_and_its_queue_job_go_when_they_are_older_than_their_kind_is_kept(
-    work: Work, age: Age, counts: Any, result: Result, days: float
+    work: Work, age: Age, result: Result, days: float
 ) -> None:
     job = await work.add_job()
     await ended(work, job, result=result, count=7)
     await retire(work, job)
     await age(days - 0.01)
     await cleaner(work.database).clean()
-    assert (await counts())["tasks"] == 7
-    assert (await counts())["river_job"] == 7
+    assert (await counts(work))["tasks"] == 7
+    assert (await counts(work))["river_job"] == 7
     await age(0.02)
     await cleaner(work.database).clean()
-    assert (await counts())["tasks"] == 0
-    assert (await counts())["river_job"] == 0
+    assert (await counts(work))["tasks"] == 0
+    assert (await counts(work))["river_job"] == 0
 
 
 async def test_the_newest_tasks_of_an_intervaljob_stay_until_newer_ones_have_come(
@@ -147,7 +141,7 @@ async def holders(work: Work) -> list[UUID]:
     return [row["worker_id"] for row in await work.tasks() if row["status"] == "running"]
 
 
-async def test_nothing_that_is_unfinished_goes_however_old_it_is(work: Work, age: Age, counts: Any) -> None:
+async def test_nothing_that_is_unfinished_goes_however_old_it_is(work: Work, age: Age) -> None:
     """Queue jobs in each state that is not final, and tasks in each status that is not."""
     job = await work.add_job(backoff_limit=3)
     worker = await work.worker()
@@ -164,10 +158,10 @@ async def test_nothing_that_is_unfinished_goes_however_old_it_is(work: Work, age
         await work.execute("UPDATE {schema}.river_job SET state = %(state)s WHERE id = %(id)s", state=state, id=waiting)
     await age(30)
     await retire(work, job)
-    before = await counts()
+    before = await counts(work)
     await cleaner(work.database).clean()
     # Only the orphaned queue job has ended: its task goes on by another.
-    assert await counts() == {**before, "river_job": before["river_job"] - 1}
+    assert await counts(work) == {**before, "river_job": before["river_job"] - 1}
 
 
 async def test_a_queue_job_stays_while_its_task_has_not_ended(work: Work, age: Age, execute: Execute) -> None:
@@ -214,12 +208,12 @@ async def test_args_that_nobody_can_read_keep_nothing(work: Work, age: Age, exec
     assert await work.tasks() == []
 
 
-async def test_queue_jobs_of_other_kinds_are_not_ours(work: Work, age: Age, counts: Any) -> None:
+async def test_queue_jobs_of_other_kinds_are_not_ours(work: Work, age: Age) -> None:
     await work.enqueue(args={}, kind="theirs")
     await work.execute("UPDATE {schema}.river_job SET state = 'completed', finalized_at = now()")
     await age(30)
     await cleaner(work.database).clean()
-    assert (await counts())["river_job"] == 1
+    assert (await counts(work))["river_job"] == 1
 
 
 @pytest.mark.parametrize(
@@ -232,7 +226,7 @@ async def test_queue_jobs_of_other_kinds_are_not_ours(work: Work, age: Age, coun
 )
 @pytest.mark.parametrize("kept", ["queue jobs", "outlived tasks", "jobs"])
 async def test_what_belongs_to_others_stays(
-    work: Work, age: Age, counts: Any, scope: Scope, columns: dict[str, Any], kept: str
+    work: Work, age: Age, scope: Scope, columns: dict[str, Any], kept: str
 ) -> None:
     job = await work.add_job(**columns)
     if kept != "jobs":
@@ -242,12 +236,12 @@ async def test_what_belongs_to_others_stays(
     if kept == "outlived tasks":
         await work.execute("DELETE FROM {schema}.river_job")
     await age(30)
-    before = await counts()
+    before = await counts(work)
     await cleaner(work.database, scope=scope).clean()
-    assert await counts() == before
+    assert await counts(work) == before
     everybody = Scope(cluster=columns.get("cluster_id", SCOPE.cluster))
     await cleaner(work.database, scope=everybody).clean()
-    assert {name: count for name, count in (await counts()).items() if count} == (
+    assert {name: count for name, count in (await counts(work)).items() if count} == (
         {} if kept == "jobs" else {"workers": 1}
     )
 
@@ -323,7 +317,7 @@ async def test_tasks_without_queue_jobs_are_more_than_a_batch_of_many_jobs(
     assert len(await work.tasks()) == 25
 
 
-async def test_a_retired_job_goes_with_all_that_is_its_own(work: Work, age: Age, counts: Any) -> None:
+async def test_a_retired_job_goes_with_all_that_is_its_own(work: Work, age: Age) -> None:
     gone, young, lives = [await work.add_job() for _ in range(3)]
     await work.database.fetch("touch_statuses", jobs=[gone, young, lives])
     for job in (gone, young, lives):
@@ -336,7 +330,7 @@ async def test_a_retired_job_goes_with_all_that_is_its_own(work: Work, age: Age,
     await retire(work, young)
     await cleaner(work.database).clean()
     two = {"jobs": 2, "job_status": 2, "skipped_occurrences": 2, "forbid_holds": 2}
-    assert {name: count for name, count in (await counts()).items() if count} == two
+    assert {name: count for name, count in (await counts(work)).items() if count} == two
     assert remaining(await work.execute("SELECT id FROM {schema}.jobs")) == {young, lives}
 
 
@@ -389,9 +383,7 @@ async def test_transitions_without_a_job_go(work: Work, age: Age, execute: Execu
     assert [row["job_id"] for row in rows] == [job, unknown]
 
 
-async def test_two_at_once_delete_the_same_as_one_and_again_nothing(
-    work: Work, age: Age, counts: Any, add_job: AddJob
-) -> None:
+async def test_two_at_once_delete_the_same_as_one_and_again_nothing(work: Work, age: Age, add_job: AddJob) -> None:
     jobs = [await add_job() for _ in range(4)]
     worker = await work.worker()
     for job in jobs:
@@ -402,7 +394,7 @@ async def test_two_at_once_delete_the_same_as_one_and_again_nothing(
     await age(30)
     deleted = REGISTRY.get_sample_value("intervaljob_rows_deleted_total", {"table": "tasks"}) or 0.0
     await asyncio.gather(*(cleaner(work.database, batch=7).clean() for _ in range(4)))
-    left = await counts()
+    left = await counts(work)
     assert {name: count for name, count in left.items() if count} == {
         "jobs": 2,
         "job_status": 2,
@@ -412,7 +404,7 @@ async def test_two_at_once_delete_the_same_as_one_and_again_nothing(
     now = REGISTRY.get_sample_value("intervaljob_rows_deleted_total", {"table": "tasks"})
     assert now == deleted + 4 * 40 - 10
     await cleaner(work.database).clean()
-    assert await counts() == left
+    assert await counts(work) == left
 
 
 async def test_what_another_one_has_locked_is_not_waited_for(work: Work, age: Age) -> None:
