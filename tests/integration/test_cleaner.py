@@ -347,27 +347,37 @@ async def test_a_retired_job_stays_while_something_refers_to_it(work: Work, age:
     assert remaining(await work.execute("SELECT id FROM {schema}.jobs")) == {job}
 
 
-async def test_workers_go_when_they_ended_long_ago_and_nothing_needs_them(work: Work, age: Age) -> None:
-    old = await work.worker()
-    await old.end("drained")
-    holding, _ = await work.start()
-    shown = await work.worker()
+async def test_workers_go_when_they_ended_long_ago_and_no_status_shows_them(work: Work, age: Age) -> None:
+    old, shown = await work.worker(), await work.worker()
     slow = await work.add_job()
     await ended(work, slow, worker=shown)
-    for worker in (holding, shown):
+    for worker in (old, shown):
         await work.end(worker)
     await age(8)
     young = await work.worker()
     await young.end("drained")
     living = await work.worker()
     await cleaner(work.database).clean()
-    known = remaining(await work.execute("SELECT id FROM {schema}.workers"))
-    assert known == {holding.id, shown.id, young.id, living.id}
+    assert remaining(await work.execute("SELECT id FROM {schema}.workers")) == {shown.id, young.id, living.id}
     await retire(work, slow)
+    await cleaner(work.database).clean()
+    assert remaining(await work.execute("SELECT id FROM {schema}.workers")) == {young.id, living.id}
+
+
+async def test_a_worker_stays_while_it_holds_a_running_task(work: Work, age: Age) -> None:
+    """How it ended is the evidence by which the task is recovered, if that is long after."""
+    job = await work.add_job()
+    await work.enqueue(job)
+    holding = await work.worker()
+    assert len(await work.claim(holding)) == 1
+    await work.end(holding)
+    await retire(work, job)
+    await age(8)
+    await cleaner(work.database).clean()
+    assert remaining(await work.execute("SELECT id FROM {schema}.workers")) == {holding.id}
     await work.recover()
     await cleaner(work.database).clean()
-    known = remaining(await work.execute("SELECT id FROM {schema}.workers"))
-    assert known == {holding.id, young.id, living.id}  # its task waits for its recovery, and shows it
+    assert await work.execute("SELECT id FROM {schema}.workers") == []
 
 
 async def test_transitions_without_a_job_go(work: Work, age: Age, execute: Execute) -> None:
