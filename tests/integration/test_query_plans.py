@@ -9,6 +9,7 @@ import pytest
 from support import Execute
 
 from intervaljob.database.connection import Database, as_records
+from intervaljob.worker.head import BEGINNING
 
 Plan = Callable[..., Awaitable[str]]
 WORKER = uuid4()
@@ -76,7 +77,9 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
     }
     claim = {"queue_job_id": task["queue_job_id"], "job_id": task["job_id"], "task_id": None}
     plans = {
-        "claim_queue_jobs": await plan("claim_queue_jobs", queue="default", worker=WORKER, limit=10),
+        "claim_queue_jobs": await plan(
+            "claim_queue_jobs", queue="default", worker=WORKER, limit=10, **BEGINNING._asdict()
+        ),
         "claim_other_queue_jobs": await plan("claim_other_queue_jobs", queue_jobs=[1], worker=WORKER),
         "look_up_claims": await plan("look_up_claims", claims=as_records([claim])),
         "finish_tasks": await plan("finish_tasks", worker=WORKER, worker_name="w", finishes=as_records([finish])),

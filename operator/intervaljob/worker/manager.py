@@ -24,6 +24,7 @@ from intervaljob.settings import WorkerSettings
 from intervaljob.telemetry import metrics
 from intervaljob.worker.claims import claim
 from intervaljob.worker.finisher import Finisher
+from intervaljob.worker.head import Head
 from intervaljob.worker.incarnation import Incarnation, Over
 from intervaljob.worker.pace import Pace
 from intervaljob.worker.pool import Pool
@@ -57,6 +58,7 @@ class Manager:
         self._look = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._pace = Pace(settings.concurrency)
+        self._heads = {queue: Head() for queue in settings.queues}
         self._group = asyncio.TaskGroup()
         metrics.TASKS_RUNNING.set_function(lambda: len(self._running))
 
@@ -108,7 +110,9 @@ class Manager:
             if limit == 0 or not self._worker.alive():
                 return more
             queue = queues[(first + index) % len(queues)]
-            attempts, found = await claim(self._database, worker=self._worker, queue=queue, limit=limit)
+            attempts, found = await claim(
+                self._database, worker=self._worker, queue=queue, limit=limit, head=self._heads[queue]
+            )
             for attempt in attempts:
                 self._running[attempt.task_id] = running = Running(attempt)
                 self._group.create_task(self._work(running), name=f"task {attempt.task_id}")
