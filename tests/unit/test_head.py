@@ -27,6 +27,12 @@ def test_it_is_the_beginning_while_looks_from_there_are_quick() -> None:
     assert head.start() == BEGINNING
 
 
+def test_a_look_that_finds_much_takes_its_time() -> None:
+    head = Head(Clock())
+    head.looked(BEGINNING, [key(number) for number in range(500)], seconds=SLOW)
+    assert head.start() == BEGINNING
+
+
 def test_after_a_slow_look_it_is_the_last_that_was_found_for_ten_times_as_long() -> None:
     clock = Clock()
     head = Head(clock)

@@ -9,7 +9,7 @@ long as it took. What comes to lie before that meanwhile, of a higher priority o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -23,8 +23,9 @@ class Key(NamedTuple):
 
 
 BEGINNING = Key(0, datetime(1, 1, 1, tzinfo=UTC), 0)
-#: A look that took longer is slow.
-SLOW_SECONDS = 0.02
+#: A look that took longer than this, and so much for each queue job found, is slow.
+SLOW_SECONDS = 0.005
+FOUND_SECONDS = 0.0001
 #: Looks from the beginning take one part of so many of the time.
 SHARE = 10
 
@@ -41,8 +42,8 @@ class Head:
         """Of the next look."""
         return self._key if self._clock() < self._until else BEGINNING
 
-    def looked(self, start: Key, found: Iterable[Key], *, seconds: float) -> None:
+    def looked(self, start: Key, found: Sequence[Key], *, seconds: float) -> None:
         """A look from there found these queue jobs, and took so long."""
         self._key = max(found, default=self._key if start == BEGINNING else start)
-        if start == BEGINNING and seconds > SLOW_SECONDS:
+        if start == BEGINNING and seconds > SLOW_SECONDS + len(found) * FOUND_SECONDS:
             self._until = self._clock() + SHARE * seconds
