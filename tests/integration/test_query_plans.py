@@ -6,9 +6,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from support import Execute
+from support import RETURNED, Execute, Work
 
 from intervaljob.database.connection import Database, as_records
+from intervaljob.model.task import conclude
 from intervaljob.worker.head import BEGINNING
 
 Plan = Callable[..., Awaitable[str]]
@@ -122,3 +123,21 @@ async def test_ending_a_task_is_a_heap_only_update(execute: Execute) -> None:
     changed = ("status", "output", "error", "failures", "finished_at")
     assert len(rows) == 3
     assert [row["indexdef"] for row in rows if any(column in row["indexdef"] for column in changed)] == []
+
+
+async def test_there_is_room_for_a_batch_of_them(work: Work, execute: Execute) -> None:
+    """A batch of ends updates whole pages, and none of what it replaces can be pruned before it is committed."""
+    job, worker = await work.add_job(), await work.worker()
+    for _ in range(200):
+        await work.enqueue(job)
+    attempts = await work.claim(worker, limit=200)
+    finishes = as_records(vars(conclude(one, RETURNED, started_at=LONG_AGO)) for one in attempts)
+    async with work.database.transaction() as session:
+        await session.fetch("finish_tasks", worker=worker.id, worker_name=worker.name, finishes=finishes)
+        cursor = await session.connection.execute(
+            "SELECT pg_stat_get_xact_tuples_hot_updated(oid) AS heap_only, pg_stat_get_xact_tuples_updated(oid) AS all"
+            " FROM pg_class WHERE relname = 'tasks'"
+        )
+        (updated,) = await cursor.fetchall()
+    assert updated["all"] == 200
+    assert updated["heap_only"] >= 180

@@ -1,5 +1,6 @@
 DROP INDEX {schema}.jobs_retired, {schema}.workers_ended;
 
+ALTER TABLE {schema}.tasks SET (fillfactor = 85);
 ALTER TABLE {schema}.tasks RESET (
     autovacuum_vacuum_scale_factor, autovacuum_vacuum_threshold, autovacuum_vacuum_cost_limit
 );

@@ -1,3 +1,7 @@
+-- Attempts end in batches, which update whole pages at once: half a page is left free for that, or most updates would
+-- find no room and need an entry in every index.
+ALTER TABLE {schema}.tasks SET (fillfactor = 50);
+
 -- Rows come and go by the thousand a second, and a vacuum that waits for a fifth of a table to die, as by default, comes
 -- late. These begin at one in a hundred, and do ten times as much before they pause.
 ALTER TABLE {schema}.tasks SET (
