@@ -1,6 +1,6 @@
 """Whether throughput lasts: with a million tasks waiting, over minutes, and beside a session with an old snapshot.
 
-    python benchmarks/backlog.py --folder out                                        # all phases, about 17 minutes
+    python benchmarks/backlog.py --folder out                                        # all phases, about 20 minutes
     python benchmarks/backlog.py --folder out --phases feed --minutes 2 --snapshot-minutes 1
 
 One durable Postgres with its default configuration and one worker with default settings, on this machine; handlers do
@@ -38,7 +38,7 @@ from psycopg.rows import DictRow, dict_row
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.peers import SYSTEMS, Command, Place
 from benchmarks.plot import Panel, draw
-from benchmarks.throughput import Feed, Server, is_ready, say, versions, wait, working
+from benchmarks.throughput import Feed, Server, cpu_seconds, is_ready, say, versions, wait, working
 
 from intervaljob.embedded.postgres import Postgres
 
@@ -161,16 +161,50 @@ def chunks(running: Worker, tasks: int, number: int) -> Iterator[tuple[float, fl
         began, before = now, finished
 
 
-def backlog_phase(server: Server, place: Place, *, backlogs: list[int], tasks: int) -> Iterator[str]:
-    """A line for each backlog."""
-    yield "| waiting behind | tasks | tasks/s | ÷ first | worker's memory, peak |"
-    yield "| --- | --- | --- | --- | --- |"
-    first = 0.0
-    for backlog in backlogs:
-        with server.filled(place, OURS, backlog + tasks) as url, worker(place, url) as running:
-            ((rate, memory),) = chunks(running, tasks, 1)
-        first = first or rate
-        yield f"| {backlog:,} | {tasks:,} | {rate:,.0f} | {rate / first:.2f} | {memory:.0f} MB |"
+@dataclass(frozen=True)
+class Drained:
+    """A drain of so many tasks; processor times are microseconds for each of them."""
+
+    rate: float
+    own: float
+    postgres: float
+    memory_mb: float
+
+
+def drained(server: Server, place: Place, *, backlog: int, tasks: int) -> Drained:
+    """The first tasks of a queue, with so many behind them."""
+    with server.filled(place, OURS, backlog + tasks) as url, worker(place, url) as running:
+        pids = (running.process.pid, server.postgres.pid)
+        before = [cpu_seconds(pid) for pid in pids]
+        ((rate, memory),) = chunks(running, tasks, 1)
+        own, postgres = ((cpu_seconds(pid) - spent) / tasks * 1e6 for pid, spent in zip(pids, before, strict=True))
+    say(f"{backlog} behind: {rate:.0f}/s")
+    return Drained(rate, own, postgres, memory)
+
+
+def backlog_phase(server: Server, place: Place, *, backlogs: list[int], tasks: int, rounds: int) -> Iterator[str]:
+    """A line for each backlog; the ratio is the median of the rounds'."""
+    runs: dict[int, list[Drained]] = {backlog: [] for backlog in backlogs}
+    for _ in range(rounds):
+        for backlog in backlogs:
+            runs[backlog].append(drained(server, place, backlog=backlog, tasks=tasks))
+    yield "| waiting behind | tasks | n | tasks/s, median | min-max | ÷ first | own CPU | Postgres CPU | memory, peak |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for backlog, measured in runs.items():
+        rates = [one.rate for one in measured]
+        ratio = median(one.rate / first.rate for one, first in zip(measured, runs[backlogs[0]], strict=True))
+        cells = [
+            f"{backlog:,}",
+            f"{tasks:,}",
+            f"{rounds}",
+            f"{median(rates):,.0f}",
+            f"{min(rates):,.0f}-{max(rates):,.0f}",
+        ]
+        cells += [
+            f"{ratio:.2f}",
+            *(f"{median(getattr(one, of) for one in measured):.0f} µs" for of in ("own", "postgres")),
+        ]
+        yield f"| {' | '.join(cells)} | {max(one.memory_mb for one in measured):.0f} MB |"
 
 
 def capacity_phase(server: Server, place: Place, *, tasks: int, number: int) -> Iterator[str]:
@@ -304,6 +338,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for feed.csv and feed.svg")
     parser.add_argument("--phases", default="backlog,capacity,feed", help="comma-separated, of the default")
     parser.add_argument("--backlogs", default="10000,1000000", help="tasks that wait behind those that are measured")
+    parser.add_argument("--rounds", type=int, default=3, help="of the backlogs, one after the other")
     parser.add_argument("--tasks", type=int, default=40_000, help="measured of each backlog, and for each chunk")
     parser.add_argument("--chunks", type=int, default=9, help="of the drain beside an old snapshot")
     parser.add_argument("--rate", type=float, default=2000, help="tasks a second that are fed")
@@ -321,7 +356,8 @@ def main() -> None:
         place, server = Place(Path(folder)), Server(postgres)
         if "backlog" in phases:
             backlogs = [int(backlog) for backlog in options.backlogs.split(",")]
-            print(*backlog_phase(server, place, backlogs=backlogs, tasks=options.tasks), "", sep="\n", flush=True)
+            lines = backlog_phase(server, place, backlogs=backlogs, tasks=options.tasks, rounds=options.rounds)
+            print(*lines, "", sep="\n", flush=True)
         if "capacity" in phases:
             print(*capacity_phase(server, place, tasks=options.tasks, number=options.chunks), "", sep="\n", flush=True)
         if "feed" in phases:
