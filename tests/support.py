@@ -19,6 +19,7 @@ from intervaljob.model.task import Attempt, Outcome, Result, conclude
 from intervaljob.recovery.recover import recover_orphans
 from intervaljob.settings import WorkerSettings, load
 from intervaljob.worker.claims import claim
+from intervaljob.worker.head import Head
 from intervaljob.worker.incarnation import Incarnation
 
 CLUSTER = "test-cluster"
@@ -148,7 +149,7 @@ class Work:
 
     async def claim(self, worker: Incarnation, *, queue: str = "default", limit: int = 100) -> list[Attempt]:
         """What the worker gets to run."""
-        return (await claim(self.database, worker=worker, queue=queue, limit=limit))[0]
+        return (await claim(self.database, worker=worker, queue=queue, limit=limit, head=Head()))[0]
 
     async def start(self, worker: Incarnation | None = None, **job: Any) -> tuple[Incarnation, Attempt]:
         """A task of a new job that this worker, or a new one, runs."""

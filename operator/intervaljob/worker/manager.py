@@ -22,6 +22,7 @@ from intervaljob.settings import WorkerSettings
 from intervaljob.worker.attempts import Attempts
 from intervaljob.worker.claims import claim
 from intervaljob.worker.finisher import Finisher
+from intervaljob.worker.head import Head
 from intervaljob.worker.incarnation import Incarnation, Over
 from intervaljob.worker.pool import Pool
 
@@ -43,6 +44,7 @@ class Manager:
         self._look = asyncio.Event()
         self._more = False
         self._claiming = asyncio.Lock()
+        self._heads = {queue: Head() for queue in settings.queues}
         self._group = asyncio.TaskGroup()
         self._attempts = Attempts(
             database,
@@ -108,7 +110,9 @@ class Manager:
             if not self._worker.alive():
                 return more
             queue = queues[(first + index) % len(queues)]
-            attempts, found = await claim(self._database, worker=self._worker, queue=queue, limit=limit)
+            attempts, found = await claim(
+                self._database, worker=self._worker, queue=queue, limit=limit, head=self._heads[queue]
+            )
             self._attempts.begin(attempts)
             more = more or found == limit
         return more
