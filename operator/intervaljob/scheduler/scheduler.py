@@ -6,13 +6,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 
 from intervaljob.database.connection import Database, Row, Session, as_records
 from intervaljob.database.ledger import Skip, record_skips
-from intervaljob.database.occurrences import enqueue
+from intervaljob.database.occurrences import Occurrence, enqueue
 from intervaljob.errors import DatabaseUnavailable
-from intervaljob.model.job import schedule_of
+from intervaljob.model.job import delay_of, schedule_of
 from intervaljob.model.schedule import Plan, plan
 from intervaljob.model.scope import Scope
 from intervaljob.telemetry import metrics
@@ -76,18 +75,15 @@ class Scheduler:
             plans = [(job, _plan(job)) for job in jobs]
             await _set_aside(session, [(job, p) for job, p in plans if isinstance(p, Exception)])
             planned = [(job, p) for job, p in plans if isinstance(p, Plan)]
-            due = [(job, p.run) for job, p in planned if p.run is not None]
+            due = [Occurrence(job, p.run, p.run + delay_of(job)) for job, p in planned if p.run is not None]
             queued, unrun = await enqueue(session, due)
+            ran = {one.job["id"]: one.due for one in due if one.job["id"] in queued}
             skips = _skips(planned)
             await record_skips(session, skips)
             await session.fetch(
                 "advance_jobs",
                 advances=as_records(
-                    {
-                        "job_id": job["id"],
-                        "next_run_at": p.next,
-                        "last_run_at": p.run if job["id"] in queued else None,
-                    }
+                    {"job_id": job["id"], "next_run_at": p.next, "last_run_at": ran.get(job["id"])}
                     for job, p in planned
                 ),
             )
@@ -116,6 +112,7 @@ def _plan(job: Row) -> Plan | Exception:
             due=job["next_run_at"],
             now=job["now"],
             runnable_since=job["runnable_since"],
+            delay=delay_of(job),
         )
     except (ValueError, LookupError, OverflowError, StopIteration) as error:
         return error
@@ -140,9 +137,9 @@ def _skips(planned: Sequence[tuple[Row, Plan]]) -> list[Skip]:
     ]
 
 
-def _measure(due: Sequence[tuple[Row, datetime]], skips: Sequence[Skip], *, queued: int) -> None:
-    for job, time in due:
-        metrics.SCHEDULE_LATENESS.observe((job["now"] - time).total_seconds())
+def _measure(due: Sequence[Occurrence], skips: Sequence[Skip], *, queued: int) -> None:
+    for one in due:
+        metrics.SCHEDULE_LATENESS.observe((one.job["now"] - one.due).total_seconds())
     metrics.OCCURRENCES.labels("queued", "").inc(queued)
     for skip in skips:
         metrics.OCCURRENCES.labels("skipped", skip.reason).inc(skip.count)

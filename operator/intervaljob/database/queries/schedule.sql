@@ -1,6 +1,6 @@
 -- name: lock_due_jobs
-SELECT id, user_id, workspace_id, payload, queue, priority, interval_seconds, schedule, time_zone, anchor,
-    concurrency_policy, backoff_limit, runnable_since, next_run_at, now() AS now
+SELECT id, user_id, workspace_id, payload, queue, priority, interval_seconds, schedule, time_zone, jitter_seconds,
+    anchor, concurrency_policy, backoff_limit, runnable_since, next_run_at, now() AS now
 FROM {schema}.jobs
 WHERE cluster_id = %(cluster)s
     AND next_run_at <= now()
@@ -12,21 +12,23 @@ LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED;
 
 -- name: insert_occurrences
+-- What is due later than its own time, by jitter, keeps that in its metadata, as one that is deferred does.
 -- Under Forbid the unique key refuses a second unfinished queue job, and a hold stands for those without the key.
 INSERT INTO {schema}.river_job (
-    kind, args, queue, priority, max_attempts, created_at, scheduled_at, unique_key, unique_states
+    kind, args, queue, priority, max_attempts, created_at, scheduled_at, metadata, unique_key, unique_states
 )
-SELECT 'interval_job', args, queue, priority, max_attempts, clock_timestamp(), scheduled_for,
+SELECT 'interval_job', args, queue, priority, max_attempts, clock_timestamp(), due,
+    CASE WHEN due = occurrence THEN '{}' ELSE jsonb_build_object('intervaljob:due', occurrence) END,
     decode(unique_key, 'hex'), CASE WHEN unique_key IS NOT NULL THEN %(active_states)s::bit(8) END
-FROM jsonb_to_recordset(%(occurrences)s::jsonb) AS occurrence(
-    job_id uuid, args jsonb, queue text, priority smallint, max_attempts smallint, scheduled_for timestamptz,
-    unique_key text
+FROM jsonb_to_recordset(%(occurrences)s::jsonb) AS new(
+    job_id uuid, args jsonb, queue text, priority smallint, max_attempts smallint, due timestamptz,
+    occurrence timestamptz, unique_key text
 )
 WHERE unique_key IS NULL OR NOT EXISTS (
     SELECT
     FROM {schema}.forbid_holds AS hold
     JOIN {schema}.river_job AS held ON held.id = hold.queue_job_id
-    WHERE hold.job_id = occurrence.job_id AND held.state NOT IN ('cancelled', 'completed', 'discarded')
+    WHERE hold.job_id = new.job_id AND held.state NOT IN ('cancelled', 'completed', 'discarded')
 )
 ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND unique_states IS NOT NULL
     AND {schema}.river_job_state_in_bitmask(unique_states, state)
