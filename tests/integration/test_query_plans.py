@@ -8,6 +8,7 @@ import pytest
 from support import Execute
 
 from intervaljob.database.connection import Database, as_records
+from intervaljob.model.args import ACTIVE_STATES
 
 Plan = Callable[..., Awaitable[str]]
 WORKER = uuid4()
@@ -72,6 +73,7 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
         "delay_seconds": 0,
     }
     claim = {"queue_job_id": task["queue_job_id"], "job_id": task["job_id"], "task_id": None}
+    occurrence = {"job_id": task["job_id"], "due": "now", "occurrence": "now", "unique_key": None}
     plans = {
         "claim_queue_jobs": await plan("claim_queue_jobs", queue="default", worker=WORKER, limit=10),
         "claim_other_queue_jobs": await plan("claim_other_queue_jobs", queue_jobs=[1], worker=WORKER),
@@ -79,6 +81,11 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
         "finish_tasks": await plan("finish_tasks", worker=WORKER, worker_name="w", finishes=as_records([finish])),
         "held_tasks": await plan("held_tasks", tasks=[task["id"]], worker=WORKER),
         "lock_due_jobs": await plan("lock_due_jobs", limit=500, **SCOPE),
+        "insert_occurrences": await plan(
+            "insert_occurrences", active_states=ACTIVE_STATES, occurrences=as_records([occurrence])
+        ),
+        "advance_jobs": await plan("advance_jobs", advances=as_records([{"job_id": task["job_id"]}])),
+        "fold_transitions": await plan("fold_transitions", limit=20_000, watched_seconds=60, **SCOPE),
         "seconds_to_next_due": await plan("seconds_to_next_due", **SCOPE),
         "read_orphans": await plan("read_orphans", lost=as_records([{"id": task["id"]}])),
         "lock_queue_jobs_of_tasks": await plan("lock_queue_jobs_of_tasks", tasks=[task["id"]]),

@@ -11,7 +11,7 @@ from uuid import UUID
 from intervaljob.database.cancellations import cancel
 from intervaljob.database.connection import Session, as_records
 from intervaljob.database.ledger import Skip, record_skips
-from intervaljob.model.args import ACTIVE_STATES, QueueArgs, forbid_key
+from intervaljob.model.args import ACTIVE_STATES, forbid_key
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,10 @@ async def enqueue(session: Session, occurrences: Sequence[Occurrence]) -> tuple[
         active_states=ACTIVE_STATES,
         occurrences=as_records(map(_queue_job, occurrences)),
     )
-    withdrawn = await session.fetch("withdraw_held_occurrences", queue_jobs=[row["id"] for row in inserted])
-    queued = frozenset(row["job_id"] for row in inserted) - {row["job_id"] for row in withdrawn}
+    queued = frozenset(row["job_id"] for row in inserted)
+    if any(one.job["concurrency_policy"] == "Forbid" for one in occurrences):
+        withdrawn = await session.fetch("withdraw_held_occurrences", queue_jobs=[row["id"] for row in inserted])
+        queued -= {row["job_id"] for row in withdrawn}
     await session.fetch("note_scheduled", jobs=list(queued))
     await session.fetch("notify_queues", queues=[one.job["queue"] for one in occurrences if one.job["id"] in queued])
     forbidden = (
@@ -57,15 +59,12 @@ async def enqueue(session: Session, occurrences: Sequence[Occurrence]) -> tuple[
 
 
 def _queue_job(occurrence: Occurrence) -> dict[str, object]:
-    job = occurrence.job
-    args = QueueArgs(job_id=job["id"], user_id=job["user_id"], workspace_id=job["workspace_id"], payload=job["payload"])
+    """What the row of the job does not tell of its queue job."""
+    job = occurrence.job["id"]
+    forbids = occurrence.job["concurrency_policy"] == "Forbid"
     return {
-        "job_id": job["id"],
-        "args": args.to_json(),
-        "queue": job["queue"],
-        "priority": job["priority"],
-        "max_attempts": job["backoff_limit"] + 1,
+        "job_id": job,
         "due": occurrence.due,
         "occurrence": occurrence.time,
-        "unique_key": forbid_key(job["id"]) if job["concurrency_policy"] == "Forbid" else None,
+        "unique_key": forbid_key(job) if forbids else None,
     }

@@ -26,6 +26,7 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -113,6 +114,8 @@ def jitter(uid: UUID, *, seconds: int) -> timedelta:
 
     The delays of many jobs are spread evenly, to the microsecond, whoever chose their uids.
     """
+    if not seconds:
+        return timedelta()
     place = int.from_bytes(hashlib.sha256(uid.bytes).digest()[:8])
     return timedelta(microseconds=seconds * 1_000_000 * place >> 64)
 
@@ -123,7 +126,7 @@ def after(schedule: Schedule, *, anchor: datetime, moment: datetime) -> datetime
     An interval's occurrences are `anchor` plus one interval, two, and so on; a cron schedule has no anchor.
     """
     if isinstance(schedule, Cron):
-        return next(_instants(schedule, moment))
+        return _next_instant(schedule, moment)
     step = timedelta(seconds=schedule.seconds)
     return anchor + max(1, (moment - anchor) // step + 1) * step
 
@@ -193,11 +196,12 @@ def _occurrences(
         step = timedelta(seconds=schedule.seconds)
         second = after(schedule, anchor=anchor, moment=first)
         return _Grid(first, second, step, length=2 + max(0, (until - second) // step + 1))
-    times = [first]
-    for instant in itertools.islice(_instants(schedule, first), limit):
-        times.append(instant)
-        if instant > until:
-            break
+    times = [first, after(schedule, anchor=anchor, moment=first)]
+    if times[-1] <= until:
+        for instant in itertools.islice(_instants(schedule, times[-1]), limit - 1):
+            times.append(instant)
+            if instant > until:
+                break
     return times
 
 
@@ -206,6 +210,12 @@ def _skipped(
 ) -> Iterator[Skipped]:
     if start < stop:
         yield Skipped(reason, first=times[start], last=times[stop - 1], count=stop - start)
+
+
+@lru_cache(maxsize=1024)
+def _next_instant(cron: Cron, moment: datetime) -> datetime:
+    """The same for all the jobs of this schedule."""
+    return next(_instants(cron, moment))
 
 
 def _instants(cron: Cron, moment: datetime) -> Iterator[datetime]:

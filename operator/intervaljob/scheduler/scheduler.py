@@ -26,6 +26,7 @@ SHORTEST_SLEEP_SECONDS = 0.05
 #: River §2.9: what waits for its time is made available up to this early; fetching looks at the time again.
 PROMOTE_AHEAD_SECONDS = 5.0
 PROMOTE_BATCH = 1000
+PROMOTE_SECONDS = 1.0
 
 
 class Scheduler:
@@ -36,6 +37,7 @@ class Scheduler:
         self._scope = scope
         self._batch_size = batch_size
         self._woken = asyncio.Event()
+        self._promotes_at = 0.0
 
     def wake(self) -> None:
         """A job was added or changed: look again when the next one is due."""
@@ -43,20 +45,26 @@ class Scheduler:
 
     async def run(self) -> None:
         """Schedule for ever; while the database is away, wait."""
+        seconds = LONGEST_SLEEP_SECONDS
         while True:
             self._woken.clear()
             try:
-                seconds = await self._seconds_to_next()
-                if seconds <= 0:
+                if seconds < LONGEST_SLEEP_SECONDS:  # this is the moment for which it was waited
                     await self.schedule_due()
-                    seconds = await self._seconds_to_next()
+                seconds = await self._seconds_to_next()
                 await self._promote()
             except DatabaseUnavailable as error:
                 logger.warning("Cannot schedule", extra={"error": error})
                 seconds = 1.0
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(max(SHORTEST_SLEEP_SECONDS, seconds), LONGEST_SLEEP_SECONDS)):
-                    await self._woken.wait()
+            if await self._sleep(seconds):
+                seconds = 0.0
+
+    async def _sleep(self, seconds: float) -> bool:
+        """So long within the bounds, or until it is woken, and then True."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(max(SHORTEST_SLEEP_SECONDS, seconds), LONGEST_SLEEP_SECONDS)):
+                return await self._woken.wait()
+        return False
 
     async def schedule_due(self) -> int:
         """Handle every job that is due now; returns how many queue jobs were added."""
@@ -91,6 +99,11 @@ class Scheduler:
         return len(jobs), len(queued)
 
     async def _promote(self) -> None:
+        """Early enough to do so now and then, however often jobs are due."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._promotes_at:
+            return
+        self._promotes_at = loop.time() + PROMOTE_SECONDS
         full = True
         while full:
             (row,) = await self._database.fetch(

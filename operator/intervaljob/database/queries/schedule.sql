@@ -1,6 +1,6 @@
 -- name: lock_due_jobs
-SELECT id, user_id, workspace_id, payload, queue, priority, interval_seconds, schedule, time_zone, jitter_seconds,
-    anchor, concurrency_policy, backoff_limit, runnable_since, next_run_at, now() AS now
+SELECT id, queue, concurrency_policy, interval_seconds, schedule, time_zone, jitter_seconds, anchor, runnable_since,
+    next_run_at, now() AS now
 FROM {schema}.jobs
 WHERE cluster_id = %(cluster)s
     AND next_run_at <= now()
@@ -17,14 +17,18 @@ FOR UPDATE SKIP LOCKED;
 INSERT INTO {schema}.river_job (
     kind, args, queue, priority, max_attempts, created_at, scheduled_at, metadata, unique_key, unique_states
 )
-SELECT 'interval_job', args, queue, priority, max_attempts, clock_timestamp(), due,
-    CASE WHEN due = occurrence THEN '{}' ELSE jsonb_build_object('intervaljob:due', occurrence) END,
-    decode(unique_key, 'hex'), CASE WHEN unique_key IS NOT NULL THEN %(active_states)s::bit(8) END
+SELECT 'interval_job',
+    jsonb_build_object(
+        'job_id', job.id, 'user_id', job.user_id, 'workspace_id', job.workspace_id, 'payload', job.payload
+    ),
+    job.queue, job.priority, job.backoff_limit + 1, clock_timestamp(), new.due,
+    CASE WHEN new.due = new.occurrence THEN '{}' ELSE jsonb_build_object('intervaljob:due', new.occurrence) END,
+    decode(new.unique_key, 'hex'), CASE WHEN new.unique_key IS NOT NULL THEN %(active_states)s::bit(8) END
 FROM jsonb_to_recordset(%(occurrences)s::jsonb) AS new(
-    job_id uuid, args jsonb, queue text, priority smallint, max_attempts smallint, due timestamptz,
-    occurrence timestamptz, unique_key text
+    job_id uuid, due timestamptz, occurrence timestamptz, unique_key text
 )
-WHERE unique_key IS NULL OR NOT EXISTS (
+JOIN {schema}.jobs AS job ON job.id = new.job_id
+WHERE new.unique_key IS NULL OR NOT EXISTS (
     SELECT
     FROM {schema}.forbid_holds AS hold
     JOIN {schema}.river_job AS held ON held.id = hold.queue_job_id
