@@ -3,9 +3,10 @@
     python benchmarks/cronjobs.py --jobs 1000 --minutes 3             # the controller with its defaults
     python benchmarks/cronjobs.py --jobs 1000 --minutes 3 --tuned
 
-A control plane without nodes, on this machine; the controller comes from the folder of the other programs. The Jobs are
-suspended, so nothing is spent on Pods. A Job counts for the minute that it is for, and its lateness is from that minute
-until a watch shows it. Jobs that come later than half a minute after the last one that is looked at are not seen.
+A control plane without nodes, on this machine. kube-controller-manager is no program that is downloaded or compiled:
+KUBEBUILDER_ASSETS names a folder that has it beside etcd, kube-apiserver and kubectl. The Jobs are suspended, so
+nothing is spent on Pods. A Job counts for the minute that it is for, and its lateness is from that minute until a
+watch shows it. Jobs that come later than half a minute after the last one that is looked at are not seen.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from benchmarks.throughput import cpu_seconds
 
 from intervaljob.embedded.control_plane import ControlPlane
 from intervaljob.embedded.processes import Child
-from intervaljob.embedded.programs import Programs, find
+from intervaljob.embedded.programs import find
 
 GRACE_SECONDS = 30
 TUNED = ("--kube-api-qps=1000", "--kube-api-burst=2000", "--concurrent-cron-job-syncs=50", "--concurrent-job-syncs=50")
@@ -46,11 +47,11 @@ CRONJOB = {
 }
 
 
-def start_controllers(control_plane: ControlPlane, programs: Programs, *, log: Path, tuned: bool) -> Child:
-    """kube-controller-manager; without the keys of service accounts, as nothing here has one."""
-    return Child(
+def start_controllers(control_plane: ControlPlane, program: Path, *, log: Path, tuned: bool) -> Child:
+    """kube-controller-manager that has begun; without the keys of service accounts, as nothing here has one."""
+    child = Child(
         [
-            programs.kube_apiserver.with_name("kube-controller-manager"),
+            program,
             f"--kubeconfig={control_plane.kubeconfig}",
             f"--authentication-kubeconfig={control_plane.kubeconfig}",
             f"--authorization-kubeconfig={control_plane.kubeconfig}",
@@ -62,6 +63,8 @@ def start_controllers(control_plane: ControlPlane, programs: Programs, *, log: P
         log=log,
         environment=os.environ,
     )
+    child.wait_until(lambda: '"Starting cronjob controller v2"' in log.read_text(), seconds=60)
+    return child
 
 
 def run(cluster: Cluster, controllers: Child, options: argparse.Namespace) -> None:
@@ -96,6 +99,9 @@ def main() -> None:
     parser.add_argument("--tuned", action="store_true", help=" ".join(TUNED))
     options = parser.parse_args()
     load, programs = os.getloadavg()[1], find(report=say)
+    program = programs.kube_apiserver.with_name("kube-controller-manager")
+    if not program.exists():
+        parser.error(f"there is no {program}: name a folder that has it with KUBEBUILDER_ASSETS")
     with (
         tempfile.TemporaryDirectory(prefix="intervaljob-cronjobs-") as folder,
         ControlPlane(programs=programs) as plane,
@@ -103,7 +109,7 @@ def main() -> None:
         cluster = Cluster(plane, CRONJOBS)
         cluster.create(options.jobs, CRONJOB)
         log = Path(folder) / "kube-controller-manager.log"
-        controllers = start_controllers(plane, programs, log=log, tuned=options.tuned)
+        controllers = start_controllers(plane, program, log=log, tuned=options.tuned)
         try:
             run(cluster, controllers, options)
         finally:

@@ -103,6 +103,23 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
     assert "tasks_of_job" in plans["read_statuses"]
 
 
+async def test_what_waits_is_found_by_its_state_while_statistics_are_older_than_most_queue_jobs(
+    database: Database, execute: Execute
+) -> None:
+    await execute("ANALYZE {schema}.river_job")
+    await execute(
+        "INSERT INTO {schema}.river_job (state, kind, args, finalized_at)"
+        " SELECT 'completed', 'interval_job', '{}', now() FROM generate_series(1, 30000)"
+    )
+    async with database.transaction() as session:
+        cursor = await session.connection.execute(
+            b"EXPLAIN " + session._queries["promote_queue_jobs"], {"ahead_seconds": 5, "limit": 1000}
+        )
+        plan = "\n".join(str(row["QUERY PLAN"]) for row in await cursor.fetchall())
+    assert "river_job_prioritized_fetching_index" in plan
+    assert "river_job_kind" not in plan
+
+
 async def test_ending_a_task_is_a_heap_only_update(execute: Execute) -> None:
     """No index names a column that changes when a task ends, which would cost a new entry in each of them."""
     rows = await execute(
