@@ -9,36 +9,36 @@ part is written into `tasks` and `transitions` as a worker would write it. State
 """
 
 import argparse
-import asyncio
 import os
 import platform
 import random
 import re
-import ssl
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psycopg
-from kubernetes.aio import client, config
 from psycopg.rows import dict_row
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.cluster import Cluster
 
 from intervaljob.embedded.programs import find
 from intervaljob.embedded.stack import Process, Stack
 
 MB = 1_000_000
-PARALLEL = 32
 REST_SECONDS = 30
 FINISHED_PER_SECOND = 100
 FINISHING_SECONDS = 60
 EDITED = 100
-URL = "/apis/intervaljob.dev/v1alpha1/namespaces/default/intervaljobs"
+KIND = {"apiVersion": "intervaljob.dev/v1alpha1", "kind": "IntervalJob"}
 PAYLOAD = '{"report": "monthly", "format": "pdf", "recipients": ["one@example.com", "two@example.com"]}'
+SPEC = {"interval": "366d", "handler": "echo", "payload": PAYLOAD}
 RIGHT = "SELECT count(*) AS rows FROM intervaljob.jobs WHERE deleted_at IS NULL AND payload = %(payload)s"
 UNWRITTEN = "SELECT count(*) AS rows FROM intervaljob.job_status WHERE revision > written_revision"
 FINISH = """
@@ -51,7 +51,6 @@ FINISH = """
     INSERT INTO intervaljob.transitions (job_id, task_id, kind, detail) SELECT job_id, id, status, error FROM task
 """
 
-Request = Callable[[aiohttp.ClientSession, str], Awaitable[None]]
 Database = psycopg.Connection[dict[str, Any]]
 lines: list[str] = []
 
@@ -60,93 +59,6 @@ def report(what: str, value: str) -> None:
     """One line of the table, printed at once, too."""
     lines.append(f"| {what} | {value} |")
     print(f"[{time.strftime('%H:%M:%S')}] {what}: {value}", flush=True)
-
-
-class Cluster:
-    """IntervalJobs by HTTP, many at once; `uids` are those that are there, by name."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.uids: dict[str, str] = {}
-        self._server = stack.control_plane.server
-        settings = client.Configuration()
-        asyncio.run(config.load_kube_config(str(stack.control_plane.kubeconfig), client_configuration=settings))
-        self._tls = ssl.create_default_context(cafile=settings.ssl_ca_cert)
-        assert settings.cert_file is not None
-        self._tls.load_cert_chain(settings.cert_file, settings.key_file)
-
-    def create(self, count: int) -> None:
-        """So many, `bench-000000` and on."""
-
-        async def one(session: aiohttp.ClientSession, name: str) -> None:
-            spec = {"interval": "366d", "handler": "echo", "payload": PAYLOAD}
-            body = {"apiVersion": "intervaljob.dev/v1alpha1", "kind": "IntervalJob", "spec": spec}
-            async with session.post(URL, json={**body, "metadata": {"name": name}}) as answer:
-                self.uids[name] = (await answer.json())["metadata"]["uid"]
-
-        self._each([f"bench-{number:06d}" for number in range(count)], one)
-
-    def patch(self, names: Sequence[str], body: dict[str, Any]) -> None:
-        """Merge this into each of them."""
-
-        async def one(session: aiohttp.ClientSession, name: str) -> None:
-            headers = {"Content-Type": "application/merge-patch+json"}
-            async with session.patch(f"{URL}/{name}", json=body, headers=headers):
-                pass
-
-        self._each(names, one)
-
-    def delete(self, names: Sequence[str]) -> None:
-        """Delete each of them."""
-
-        async def one(session: aiohttp.ClientSession, name: str) -> None:
-            async with session.delete(f"{URL}/{name}"):
-                del self.uids[name]
-
-        self._each(names, one)
-
-    def status(self, name: str) -> dict[str, Any]:
-        """The status of one."""
-        found: dict[str, Any] = {}
-
-        async def one(session: aiohttp.ClientSession, name: str) -> None:
-            async with session.get(f"{URL}/{name}") as answer:
-                found.update((await answer.json()).get("status", {}))
-
-        self._each([name], one)
-        return found
-
-    def writes(self) -> dict[str, float]:
-        """Answered requests that write, by what they write: the API server's own count."""
-        found: dict[str, float] = {}
-        texts: list[str] = []
-
-        async def one(session: aiohttp.ClientSession, path: str) -> None:
-            async with session.get(path) as answer:
-                texts.append(await answer.text())
-
-        self._each(["/metrics"], one)
-        for line in re.findall(r"^apiserver_request_total\{.*$", texts[0], re.MULTILINE):
-            labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
-            if labels["verb"] in ("POST", "PUT", "PATCH", "APPLY", "DELETE"):
-                key = " ".join(filter(None, (labels["verb"], labels["resource"], labels["subresource"])))
-                found[key] = found.get(key, 0.0) + float(line.rpartition(" ")[2])
-        return found
-
-    def _each(self, names: Sequence[str], one: Request) -> None:
-        waiting = iter(names)
-
-        async def work(session: aiohttp.ClientSession) -> None:
-            for name in waiting:
-                await one(session, name)
-
-        async def every() -> None:
-            connector = aiohttp.TCPConnector(ssl=self._tls)
-            options: dict[str, Any] = {"connector": connector, "raise_for_status": True}
-            async with aiohttp.ClientSession(self._server, **options) as session, asyncio.TaskGroup() as group:
-                for number in range(min(PARALLEL, len(names))):
-                    group.create_task(work(session), name=f"client {number}")
-
-        asyncio.run(every())
 
 
 def cpu_seconds(pid: int) -> float:
@@ -182,7 +94,7 @@ class Bench:
     def __init__(self, stack: Stack, database: Database, postgres_log: Path) -> None:
         self.stack = stack
         self.database = database
-        self.cluster = Cluster(stack)
+        self.cluster = Cluster(stack.control_plane)
         self._postgres_log = postgres_log
         self._random = random.Random(6)
         self._payloads = 0
@@ -380,7 +292,7 @@ def main() -> None:
                 bench = Bench(stack, database, Path(folder) / "postgres" / "postgres.log")
                 report("machine", f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
                 begun = time.monotonic()
-                bench.cluster.create(options.jobs)
+                bench.cluster.create(options.jobs, {**KIND, "spec": SPEC})
                 report("IntervalJobs", f"{options.jobs}, made in {time.monotonic() - begun:.0f} s")
                 bench.first_start()
                 bench.write_statuses()

@@ -146,6 +146,7 @@ def test_the_schema_fills_in_defaults(cluster: Cluster) -> None:
     assert cluster.create("defaults", {"interval": "5m", "handler": "echo"})["spec"] == {
         "interval": "5m",
         "handler": "echo",
+        "jitterSeconds": 0,
         "suspend": False,
         "concurrencyPolicy": "Allow",
         "recoveryPolicy": "Rerun",
@@ -184,6 +185,8 @@ def test_schema_and_code_have_the_same_defaults(cluster: Cluster) -> None:
         {"interval": "5m", "queue": "a-b_c9"},
         {"interval": "5m", "payload": "x" * 262_144},
         {"interval": "5m", "userId": "7D9F1C9E-0B1A-4F5E-8F43-5A1F0C2D3E4B"},
+        {"interval": "1m30s", "jitterSeconds": 90},
+        {"schedule": "* * * * *", "jitterSeconds": 604_800},
         {"interval": "5m", "priority": 4, "backoffLimit": 1000, "activeDeadlineSeconds": 31_536_000},
         {"interval": "5m", "backoff": {"initialSeconds": 86_400, "maxSeconds": 86_400}},
     ],
@@ -201,6 +204,7 @@ NO_SECONDS = "there is none for seconds; for times less than a minute apart writ
 ONE_OF = "write exactly one of spec.interval, such as 30s, and spec.schedule, such as */5 * * * *"
 ZONE = "write a name of the IANA time zone database, such as Europe/Berlin or UTC"
 HANDLER = "write a handler's name of letters, digits and any of _ . : - between them, such as reports.nightly"
+JITTER = "write at most as many spec.jitterSeconds as spec.interval has seconds"
 QUEUE = "write a queue's name of a-z and 0-9 with single - or _ between them, such as heavy-reports"
 UUID = "write a UUID, such as "
 
@@ -233,6 +237,10 @@ UUID = "write a UUID, such as "
         ({"schedule": "@daily", "timeZone": "+02:00"}, "spec.timeZone", ZONE),
         ({"schedule": "@daily", "timeZone": "../etc/passwd"}, "spec.timeZone", ZONE),
         ({"interval": "5m", "timeZone": "UTC"}, "spec.timeZone", "remove spec.timeZone"),
+        ({"interval": "1m30s", "jitterSeconds": 91}, "spec.jitterSeconds", JITTER),
+        ({"interval": "5m", "jitterSeconds": -1}, "spec.jitterSeconds", "greater than or equal to 0"),
+        ({"schedule": "@yearly", "jitterSeconds": 604_801}, "spec.jitterSeconds", "less than or equal to 604800"),
+        ({"interval": "5m", "jitterSeconds": 1.5}, "spec.jitterSeconds", "integer"),
         ({"interval": "5m", "suspend": "yes"}, "spec.suspend", "boolean"),
         ({"interval": "5m", "concurrencyPolicy": "allow"}, "spec.concurrencyPolicy", '"Allow", "Forbid"'),
         ({"interval": "5m", "handler": None}, "spec.handler", "Required value"),
@@ -266,7 +274,7 @@ UUID = "write a UUID, such as "
             "spec.backoff.maxSeconds",
             "write a spec.backoff.maxSeconds that is not less than spec.backoff.initialSeconds",
         ),
-        ({"interval": "5m", "jitterSeconds": 5}, "spec.jitterSeconds", "unknown field"),
+        ({"interval": "5m", "startingDeadlineSeconds": 5}, "spec.startingDeadlineSeconds", "unknown field"),
         ({"interval": "5m", "backoff": {"factor": 3}}, "spec.backoff.factor", "unknown field"),
     ],
     ids=lambda value: str(value)[:60],

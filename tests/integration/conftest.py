@@ -114,6 +114,7 @@ def add_job(database: Database) -> AddJob:
             "interval_seconds": 60,
             "schedule": None,
             "time_zone": None,
+            "jitter_seconds": 0,
             "anchor": now,
             "concurrency_policy": "Allow",
             "active_deadline_seconds": None,

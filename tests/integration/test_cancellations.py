@@ -10,13 +10,19 @@ from support import RETURNED, SCOPE, Work, eventually
 from intervaljob.database.cancellations import cancel
 from intervaljob.database.connection import Row, Session, as_records
 from intervaljob.database.ledger import Skip
-from intervaljob.database.occurrences import enqueue
+from intervaljob.database.occurrences import Occurrence, enqueue
 from intervaljob.model.task import Outcome, Result
 from intervaljob.recovery.recover import recover_orphans
 from intervaljob.scheduler.scheduler import Scheduler
 from intervaljob.worker.head import BEGINNING
 
 RAISED = Result(Outcome.RAISED, error="no luck")
+
+
+def occurrence(job: Row) -> Occurrence:
+    """One of now."""
+    now = datetime.now(UTC)
+    return Occurrence(job, now, now)
 
 
 async def cancelled(work: Work, job: UUID) -> tuple[Skip, ...]:
@@ -180,7 +186,7 @@ async def test_a_job_that_becomes_forbid_while_its_task_is_recovered_does_not_ov
     await work.execute("UPDATE {schema}.jobs SET concurrency_policy = 'Forbid'")
     async with work.database.transaction() as session:
         (row,) = await session.fetch("lock_jobs", jobs=[attempt.job_id])
-        queued, skips = await enqueue(session, [(row, datetime.now(UTC))])
+        queued, skips = await enqueue(session, [occurrence(row)])
     assert (queued, [skip.reason for skip in skips]) == (frozenset(), ["ConcurrencyForbidden"])
 
 
@@ -218,7 +224,7 @@ async def replace_with_new(work: Work, job: UUID) -> tuple[Skip, ...]:
     """The next occurrence of a Replace job is due."""
     async with work.database.transaction() as session:
         (row,) = await session.fetch("lock_jobs", jobs=[job])
-        return (await enqueue(session, [(row, datetime.now(UTC))]))[1]
+        return (await enqueue(session, [occurrence(row)]))[1]
 
 
 async def test_a_new_occurrence_replaces_one_that_waits(work: Work) -> None:

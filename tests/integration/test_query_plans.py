@@ -9,6 +9,7 @@ import pytest
 from support import RETURNED, Execute, Work
 
 from intervaljob.database.connection import Database, as_records
+from intervaljob.model.args import ACTIVE_STATES
 from intervaljob.model.task import conclude
 from intervaljob.worker.head import BEGINNING
 
@@ -77,6 +78,7 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
         "delay_seconds": 0,
     }
     claim = {"queue_job_id": task["queue_job_id"], "job_id": task["job_id"], "task_id": None}
+    occurrence = {"job_id": task["job_id"], "due": "now", "occurrence": "now", "unique_key": None}
     plans = {
         "claim_queue_jobs": await plan(
             "claim_queue_jobs", queue="default", worker=WORKER, limit=10, **BEGINNING._asdict()
@@ -86,6 +88,11 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
         "finish_tasks": await plan("finish_tasks", worker=WORKER, worker_name="w", finishes=as_records([finish])),
         "held_tasks": await plan("held_tasks", tasks=[task["id"]], worker=WORKER),
         "lock_due_jobs": await plan("lock_due_jobs", limit=500, **SCOPE),
+        "insert_occurrences": await plan(
+            "insert_occurrences", active_states=ACTIVE_STATES, occurrences=as_records([occurrence])
+        ),
+        "advance_jobs": await plan("advance_jobs", advances=as_records([{"job_id": task["job_id"]}])),
+        "fold_transitions": await plan("fold_transitions", limit=20_000, watched_seconds=60, **SCOPE),
         "seconds_to_next_due": await plan("seconds_to_next_due", **SCOPE),
         "read_orphans": await plan("read_orphans", lost=as_records([{"id": task["id"]}])),
         "lock_queue_jobs_of_tasks": await plan("lock_queue_jobs_of_tasks", tasks=[task["id"]]),
@@ -113,6 +120,23 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
     assert "river_job_state_and_finalized_at_index" in plans["delete_old_queue_jobs"]
     assert "jobs_retired" in plans["delete_retired_jobs"]
     assert "transitions_pkey" in plans["delete_lost_transitions"]
+
+
+async def test_what_waits_is_found_by_its_state_while_statistics_are_older_than_most_queue_jobs(
+    database: Database, execute: Execute
+) -> None:
+    await execute("ANALYZE {schema}.river_job")
+    await execute(
+        "INSERT INTO {schema}.river_job (state, kind, args, finalized_at)"
+        " SELECT 'completed', 'interval_job', '{}', now() FROM generate_series(1, 30000)"
+    )
+    async with database.transaction() as session:
+        cursor = await session.connection.execute(
+            b"EXPLAIN " + session._queries["promote_queue_jobs"], {"ahead_seconds": 5, "limit": 1000}
+        )
+        plan = "\n".join(str(row["QUERY PLAN"]) for row in await cursor.fetchall())
+    assert "river_job_prioritized_fetching_index" in plan
+    assert "river_job_kind" not in plan
 
 
 async def test_ending_a_task_is_a_heap_only_update(execute: Execute) -> None:

@@ -14,6 +14,7 @@ from intervaljob.controller.events import Announcer
 from intervaljob.controller.reconciler import Reconciler, _apply
 from intervaljob.database.connection import Database
 from intervaljob.model.custom_resource import IntervalJob
+from intervaljob.model.schedule import jitter
 from intervaljob.scheduler.scheduler import Scheduler
 
 
@@ -162,6 +163,17 @@ async def test_a_request_to_cancel_is_heard_once_also_by_a_resource_that_cannot_
     (before,) = await work.execute("SELECT cancel_before FROM {schema}.jobs")
     await one._write([seen(**{**vars(resource), **asked, "resource_version": "6"})])
     assert (await work.execute("SELECT cancel_before FROM {schema}.jobs"))[0] == before
+
+
+async def test_a_request_to_run_now_waits_for_no_jitter_and_puts_nothing_off(
+    database: Database, work: Work, api: Api
+) -> None:
+    resource = seen(spec={"interval": "1h", "handler": "echo", "jitterSeconds": 3600}, run_requested_at="now")
+    await reconciler(database, api)._write([resource])
+    (attempt,) = await work.claim(await work.worker())
+    (row,) = await work.execute("SELECT next_run_at, last_run_at, jitter_seconds FROM {schema}.jobs")
+    assert attempt.scheduled_for == row["last_run_at"] <= datetime.now(UTC)
+    assert row["next_run_at"] == resource.created_at + timedelta(hours=1) + jitter(resource.uid, seconds=3600)
 
 
 async def _worker_of(work: Work, task: Any) -> Any:

@@ -9,11 +9,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from support import CLUSTER, SCOPE, AddJob, Execute, eventually
+from support import CLUSTER, SCOPE, AddJob, Execute, Work, eventually
 
 from intervaljob.database.connection import Database
 from intervaljob.embedded.postgres import Postgres
 from intervaljob.errors import DatabaseError
+from intervaljob.model.schedule import jitter
 from intervaljob.model.scope import Scope
 from intervaljob.scheduler import scheduler as module
 from intervaljob.scheduler.scheduler import Scheduler
@@ -84,6 +85,25 @@ async def test_an_occurrence_becomes_a_queue_job_as_every_worker_expects_it(
     (noted,) = await execute("SELECT job_id, kind, count FROM {schema}.transitions")
     assert noted == {"job_id": job, "kind": "scheduled", "count": 1}
     assert await scheduler(database).schedule_due() == 0
+
+
+async def test_an_occurrence_with_jitter_is_due_later_and_keeps_its_time(
+    database: Database, execute: Execute, add_job: AddJob, work: Work
+) -> None:
+    job, occurrence = uuid4(), ago(seconds=90)
+    delay = jitter(job, seconds=60)
+    columns = {"id": job, "anchor": occurrence, "jitter_seconds": 60}
+    await add_job(**columns, next_run_at=occurrence + delay)
+    assert await scheduler(database).schedule_due() == 1
+    (queue_job,) = await execute("SELECT scheduled_at FROM {schema}.river_job")
+    assert queue_job["scheduled_at"] in (occurrence + delay, occurrence + delay + timedelta(seconds=60))
+    (row,) = await execute("SELECT next_run_at, last_run_at FROM {schema}.jobs")
+    assert row["last_run_at"] == queue_job["scheduled_at"]
+    assert row["next_run_at"] == queue_job["scheduled_at"] + timedelta(seconds=60)
+    (attempt,) = await work.claim(await work.worker())
+    assert attempt.scheduled_for == queue_job["scheduled_at"] - delay
+    (task,) = await work.tasks()
+    assert task["scheduled_for"] == attempt.scheduled_for
 
 
 async def test_workers_are_notified_once_for_each_queue(database: Database, execute: Execute, add_job: AddJob) -> None:

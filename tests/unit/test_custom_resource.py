@@ -97,6 +97,7 @@ def test_a_spec_of_every_field_becomes_a_definition_of_every_field() -> None:
         interval=None,
         schedule="*/5  3 * * *",
         timeZone="Europe/Berlin",
+        jitterSeconds=604_800,
         suspend=True,
         concurrencyPolicy="Forbid",
         handler="reports.nightly",
@@ -120,6 +121,7 @@ def test_a_spec_of_every_field_becomes_a_definition_of_every_field() -> None:
         interval_seconds=None,
         schedule="*/5 3 * * *",
         time_zone="Europe/Berlin",
+        jitter_seconds=604_800,
         concurrency_policy="Forbid",
         suspend=True,
         active_deadline_seconds=600,
@@ -142,6 +144,7 @@ def test_defaults_hold_where_a_spec_says_nothing() -> None:
         interval_seconds=30,
         schedule=None,
         time_zone=None,
+        jitter_seconds=0,
         concurrency_policy="Allow",
         suspend=False,
         active_deadline_seconds=None,
@@ -163,7 +166,7 @@ def test_half_a_backoff_is_completed_by_its_default() -> None:
 
 
 def test_a_field_of_a_newer_schema_changes_nothing() -> None:
-    assert defined(jitterSeconds=5) == defined()
+    assert defined(ofTheFuture=5) == defined()
 
 
 @pytest.mark.parametrize(
@@ -181,6 +184,9 @@ def test_a_field_of_a_newer_schema_changes_nothing() -> None:
         ("spec.priority", {"priority": 0}),
         ("spec.priority", {"priority": 5}),
         ("spec.suspend", {"suspend": "perhaps"}),
+        ("spec.jitterSeconds", {"jitterSeconds": -1}),
+        ("spec.jitterSeconds", {"jitterSeconds": 31}),
+        ("spec.jitterSeconds", {"interval": None, "schedule": "@yearly", "jitterSeconds": 604_801}),
         ("spec.concurrencyPolicy", {"concurrencyPolicy": "Queue"}),
         ("spec.recoveryPolicy", {"recoveryPolicy": "Retry"}),
         ("spec.recoveryLimit", {"recoveryLimit": -1}),
@@ -210,6 +216,10 @@ def test_a_wrong_field_is_refused_by_its_path_in_one_line(path: str, spec: dict[
         (
             {"handler": "a b"},
             "spec.handler: write letters, digits and any of _ . : - between them, such as reports.nightly",
+        ),
+        (
+            {"interval": "1m30s", "jitterSeconds": 91},
+            "spec.jitterSeconds: write at most 90, as many seconds as spec.interval has",
         ),
         (
             {"backoff": {"maxSeconds": 9}},

@@ -38,6 +38,7 @@ WANTED = Definition(
     interval_seconds=60,
     schedule=None,
     time_zone=None,
+    jitter_seconds=0,
     concurrency_policy="Allow",
     suspend=False,
     active_deadline_seconds=None,

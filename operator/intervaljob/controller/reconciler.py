@@ -18,7 +18,7 @@ from intervaljob.controller.events import Announcer
 from intervaljob.database.cancellations import cancel
 from intervaljob.database.connection import Database, Row, Session, as_records
 from intervaljob.database.ledger import record_skips
-from intervaljob.database.occurrences import enqueue
+from intervaljob.database.occurrences import Occurrence, enqueue
 from intervaljob.errors import DatabaseError, DatabaseUnavailable, ResourceError
 from intervaljob.model.custom_resource import Definition, IntervalJob, definition
 from intervaljob.model.job import Change, asks_anew, reconcile
@@ -280,7 +280,7 @@ async def _apply(session: Session, changes: Sequence[Change]) -> set[UUID]:
     requested = [change.row for change in changes if change.run_now and change.row["id"] in ids]
     if requested:
         (clock,) = await session.fetch("database_time")
-        queued, _ = await enqueue(session, [(row, clock["now"]) for row in requested])
+        queued, _ = await enqueue(session, [Occurrence(row, clock["now"], clock["now"]) for row in requested])
         await session.fetch(
             "advance_jobs",
             advances=as_records(

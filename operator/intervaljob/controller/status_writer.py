@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FOLD_BATCH = 2000
+#: Transitions that are folded together: several of one job cost little more than one.
+FOLD_BATCH = 20_000
 #: Seconds between two looks at what has happened and what is to be written: while there is something, and at rest.
 LOOK_SECONDS = 0.5
 REST_SECONDS = 1.0
@@ -74,16 +75,15 @@ class StatusWriter:
         """One statement while nothing happens, whatever there is to fold or to write."""
         (row,) = await self._database.fetch("look_at_statuses")
         metrics.STATUS_PENDING.set(row["waiting"])
-        more = row["to_fold"]
-        while more:
-            more = await self._fold()
+        if row["to_fold"]:
+            await self._fold()
         if row["to_fold"] or row["waiting"]:
             self._unwritten.set()
             await asyncio.sleep(LOOK_SECONDS)
         else:
             await asyncio.sleep(REST_SECONDS)
 
-    async def _fold(self) -> bool:
+    async def _fold(self) -> None:
         rows = await self._database.fetch(
             "fold_transitions", limit=FOLD_BATCH, watched_seconds=WATCHED_SECONDS, **self._scope.parameters()
         )
@@ -92,7 +92,6 @@ class StatusWriter:
             if news is not None and not row["has_no_resource"]:
                 kind, reason, message = news
                 self._announcer.announce({**row, "id": row["job_id"]}, kind=kind, reason=reason, message=message)
-        return len(rows) == FOLD_BATCH
 
     async def _write_all(self) -> None:
         """Write batch after batch, until there is nothing left that may be written now."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.alias_generators import to_camel
 
 from intervaljob.errors import ResourceError
-from intervaljob.model.schedule import Cron, Interval, parse_schedule
+from intervaljob.model.schedule import MAX_JITTER_SECONDS, Cron, Interval, parse_schedule
 from intervaljob.settings import QUEUE_PATTERN
 
 GROUP = "intervaljob.dev"
@@ -64,6 +64,7 @@ class IntervalJobSpec(_Model):
     interval: str | None = None
     schedule: str | None = None
     time_zone: str | None = None
+    jitter_seconds: int = Field(default=0, ge=0, le=MAX_JITTER_SECONDS)
     suspend: bool = False
     concurrency_policy: ConcurrencyPolicy = "Allow"
     handler: str = Field(max_length=63, pattern=HANDLER_PATTERN)
@@ -148,6 +149,7 @@ class Definition:
     interval_seconds: int | None
     schedule: str | None
     time_zone: str | None
+    jitter_seconds: int
     concurrency_policy: ConcurrencyPolicy
     suspend: bool
     active_deadline_seconds: int | None
@@ -171,6 +173,11 @@ def definition(resource: IntervalJob) -> Definition:
         message = "; ".join(_sentence(problem["loc"], problem["type"], problem["msg"]) for problem in problems)
         raise ResourceError("InvalidSpec", message) from None
     schedule = parse_schedule(interval=spec.interval, schedule=spec.schedule, time_zone=spec.time_zone)
+    if isinstance(schedule, Interval) and spec.jitter_seconds > schedule.seconds:
+        raise ResourceError(
+            "InvalidSpec",
+            f"spec.jitterSeconds: write at most {schedule.seconds}, as many seconds as spec.interval has",
+        )
     return Definition(
         handler=spec.handler,
         payload=spec.payload,
@@ -181,6 +188,7 @@ def definition(resource: IntervalJob) -> Definition:
         interval_seconds=schedule.seconds if isinstance(schedule, Interval) else None,
         schedule=schedule.expression if isinstance(schedule, Cron) else None,
         time_zone=schedule.zone if isinstance(schedule, Cron) else None,
+        jitter_seconds=spec.jitter_seconds,
         concurrency_policy=spec.concurrency_policy,
         suspend=spec.suspend or resource.deleting,
         active_deadline_seconds=spec.active_deadline_seconds,

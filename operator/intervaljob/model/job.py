@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from intervaljob.errors import ResourceError
 from intervaljob.model.custom_resource import Definition, IntervalJob
-from intervaljob.model.schedule import Cron, Interval, Schedule, after
+from intervaljob.model.schedule import Cron, Interval, Schedule, after, jitter
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ def schedule_of(row: Mapping[str, Any]) -> Schedule:
     if row["interval_seconds"] is not None:
         return Interval(row["interval_seconds"])
     return Cron(row["schedule"], row["time_zone"] or "UTC")
+
+
+def delay_of(row: Mapping[str, Any]) -> timedelta:
+    """How much later than its schedule says the job in a row of `jobs` is due."""
+    return jitter(row["id"], seconds=row["jitter_seconds"])
 
 
 def reconcile(
@@ -137,6 +142,7 @@ def _nothing(now: datetime) -> dict[str, Any]:
         "interval_seconds": None,
         "schedule": None,
         "time_zone": None,
+        "jitter_seconds": 0,
         "concurrency_policy": "Allow",
         "active_deadline_seconds": None,
         "backoff_limit": 0,
@@ -166,14 +172,17 @@ def _runnable_since(wanted: Definition, known: Mapping[str, Any] | None, *, now:
 def _next_run_at(
     resource: IntervalJob, wanted: Definition, known: Mapping[str, Any] | None, *, now: datetime
 ) -> datetime:
-    """The first occurrence from now on; one that is due already stays, for the scheduler to run or to count."""
-    new = schedule_of(asdict(wanted))
-    if known is None or known["next_run_at"] is None:
-        return after(new, anchor=resource.created_at, moment=now)
-    due: datetime = known["next_run_at"]
-    if due <= now or new == schedule_of(known):
-        return due
-    return after(new, anchor=resource.created_at, moment=now)
+    """When the first occurrence from now on is due.
+
+    One that has come already stays, for the scheduler to run or to count; under another jitter it only becomes due at
+    another moment.
+    """
+    new, delay = schedule_of(asdict(wanted)), jitter(resource.uid, seconds=wanted.jitter_seconds)
+    if known is not None and known["next_run_at"] is not None:
+        occurrence: datetime = known["next_run_at"] - delay_of(known)
+        if occurrence <= now or new == schedule_of(known):
+            return occurrence + delay
+    return after(new, anchor=resource.created_at, moment=now) + delay
 
 
 def _event(wanted: Definition, known: Mapping[str, Any] | None) -> tuple[str, str, str] | None:

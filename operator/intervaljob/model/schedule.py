@@ -12,16 +12,21 @@ saving"):
 
 cronsim matches the expression against the clock's face; the step from there to instants is made here, since
 cronsim's own loses occurrences where a jump is not of a whole hour or falls on midnight.
+
+Jitter is a delay that a job has for good: it becomes due `jitter` after each time that its schedule says. An occurrence
+keeps the time that the schedule says, so jitter adds and removes none, whenever it is edited.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 from zoneinfo import ZoneInfo
 
@@ -31,9 +36,11 @@ from intervaljob.errors import ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from uuid import UUID
 
 MAX_INTERVAL_SECONDS = 366 * 86_400
 MAX_EXPRESSION_LENGTH = 256
+MAX_JITTER_SECONDS = 7 * 86_400
 MACROS = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -81,7 +88,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of the occurrences that are due: one to run at most, those not run, and the next one."""
+    """What becomes of the occurrences that are due: one to run at most, those not run, and when the next is due."""
 
     run: datetime | None
     skipped: tuple[Skipped, ...]
@@ -102,13 +109,24 @@ def parse_schedule(*, interval: str | None, schedule: str | None, time_zone: str
     return Interval(_interval_seconds(interval))
 
 
+def jitter(uid: UUID, *, seconds: int) -> timedelta:
+    """How much later than its schedule says the job of this uid becomes due: less than `seconds`, always the same.
+
+    The delays of many jobs are spread evenly, to the microsecond, whoever chose their uids.
+    """
+    if not seconds:
+        return timedelta()
+    place = int.from_bytes(hashlib.sha256(uid.bytes).digest()[:8])
+    return timedelta(microseconds=seconds * 1_000_000 * place >> 64)
+
+
 def after(schedule: Schedule, *, anchor: datetime, moment: datetime) -> datetime:
     """The first occurrence strictly after `moment`.
 
     An interval's occurrences are `anchor` plus one interval, two, and so on; a cron schedule has no anchor.
     """
     if isinstance(schedule, Cron):
-        return next(_instants(schedule, moment))
+        return _next_instant(schedule, moment)
     step = timedelta(seconds=schedule.seconds)
     return anchor + max(1, (moment - anchor) // step + 1) * step
 
@@ -120,13 +138,17 @@ def plan(
     due: datetime,
     now: datetime,
     runnable_since: datetime | None,
+    delay: timedelta = timedelta(),
     limit: int = 10_000,
 ) -> Plan:
-    """What becomes of every occurrence from `due`, the first one not yet handled, to `now`.
+    """What becomes of every occurrence from the first one not yet handled, which is due at `due`, to `now`.
 
-    Occurrences before `runnable_since` (None: the job was always runnable) are skipped as "Suspended". Of
-    the rest the newest is run and the others are skipped as "Missed": the rule of CronJob, which starts the
-    most recent missed run only. `next` is the first occurrence after those handled.
+    Each is due `delay` (see `jitter`) after its own time, which is what `run` and `skipped` tell of it; `next` is when
+    the first one after those handled is due.
+
+    Those due before `runnable_since` (None: the job was always runnable) are skipped as "Suspended". Of the rest the
+    newest is run and the others are skipped as "Missed": the rule of CronJob, which starts the most recent missed run
+    only.
 
     A call handles `limit` occurrences of a cron schedule at most. Where more are due it runs none, and
     `next` is not after `now`: call again with `due=next`. Together such calls say what one call without a
@@ -134,10 +156,10 @@ def plan(
     """
     if due > now:
         return Plan(run=None, skipped=(), next=due)
-    times = _occurrences(schedule, anchor=anchor, due=due, now=now, limit=limit)
+    times = _occurrences(schedule, anchor=anchor, first=due - delay, until=now - delay, limit=limit)
     handled = len(times) - 1
-    runnable = 0 if runnable_since is None else bisect_left(times, runnable_since, 0, handled)
-    complete = times[handled] > now
+    runnable = 0 if runnable_since is None else bisect_left(times, runnable_since - delay, 0, handled)
+    complete = times[handled] > now - delay
     runs = complete and runnable < handled
     missed = handled - 1 if runs else handled
     return Plan(
@@ -146,7 +168,7 @@ def plan(
             *_skipped("Suspended", times, 0, runnable),
             *_skipped("Missed", times, runnable, missed),
         ),
-        next=times[handled],
+        next=times[handled] + delay,
     )
 
 
@@ -167,18 +189,19 @@ class _Grid:
 
 
 def _occurrences(
-    schedule: Schedule, *, anchor: datetime, due: datetime, now: datetime, limit: int
+    schedule: Schedule, *, anchor: datetime, first: datetime, until: datetime, limit: int
 ) -> _Grid | list[datetime]:
-    """The occurrences to handle now, from `due` on, and the one after them."""
+    """The occurrences from `first` to `until`, and the one after them."""
     if isinstance(schedule, Interval):
         step = timedelta(seconds=schedule.seconds)
-        second = after(schedule, anchor=anchor, moment=due)
-        return _Grid(due, second, step, length=2 + max(0, (now - second) // step + 1))
-    times = [due]
-    for instant in itertools.islice(_instants(schedule, due), limit):
-        times.append(instant)
-        if instant > now:
-            break
+        second = after(schedule, anchor=anchor, moment=first)
+        return _Grid(first, second, step, length=2 + max(0, (until - second) // step + 1))
+    times = [first, after(schedule, anchor=anchor, moment=first)]
+    if times[-1] <= until:
+        for instant in itertools.islice(_instants(schedule, times[-1]), limit - 1):
+            times.append(instant)
+            if instant > until:
+                break
     return times
 
 
@@ -187,6 +210,12 @@ def _skipped(
 ) -> Iterator[Skipped]:
     if start < stop:
         yield Skipped(reason, first=times[start], last=times[stop - 1], count=stop - start)
+
+
+@lru_cache(maxsize=1024)
+def _next_instant(cron: Cron, moment: datetime) -> datetime:
+    """The same for all the jobs of this schedule."""
+    return next(_instants(cron, moment))
 
 
 def _instants(cron: Cron, moment: datetime) -> Iterator[datetime]:

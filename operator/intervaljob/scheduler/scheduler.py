@@ -6,13 +6,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime
 
 from intervaljob.database.connection import Database, Row, Session, as_records
 from intervaljob.database.ledger import Skip, record_skips
-from intervaljob.database.occurrences import enqueue
+from intervaljob.database.occurrences import Occurrence, enqueue
 from intervaljob.errors import DatabaseUnavailable
-from intervaljob.model.job import schedule_of
+from intervaljob.model.job import delay_of, schedule_of
 from intervaljob.model.schedule import Plan, plan
 from intervaljob.model.scope import Scope
 from intervaljob.telemetry import metrics
@@ -27,6 +26,7 @@ SHORTEST_SLEEP_SECONDS = 0.05
 #: River §2.9: what waits for its time is made available up to this early; fetching looks at the time again.
 PROMOTE_AHEAD_SECONDS = 5.0
 PROMOTE_BATCH = 1000
+PROMOTE_SECONDS = 1.0
 
 
 class Scheduler:
@@ -37,6 +37,7 @@ class Scheduler:
         self._scope = scope
         self._batch_size = batch_size
         self._woken = asyncio.Event()
+        self._promotes_at = 0.0
 
     def wake(self) -> None:
         """A job was added or changed: look again when the next one is due."""
@@ -44,20 +45,26 @@ class Scheduler:
 
     async def run(self) -> None:
         """Schedule for ever; while the database is away, wait."""
+        seconds = LONGEST_SLEEP_SECONDS
         while True:
             self._woken.clear()
             try:
-                seconds = await self._seconds_to_next()
-                if seconds <= 0:
+                if seconds < LONGEST_SLEEP_SECONDS:  # this is the moment for which it was waited
                     await self.schedule_due()
-                    seconds = await self._seconds_to_next()
+                seconds = await self._seconds_to_next()
                 await self._promote()
             except DatabaseUnavailable as error:
                 logger.warning("Cannot schedule", extra={"error": error})
                 seconds = 1.0
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(max(SHORTEST_SLEEP_SECONDS, seconds), LONGEST_SLEEP_SECONDS)):
-                    await self._woken.wait()
+            if await self._sleep(seconds):
+                seconds = 0.0
+
+    async def _sleep(self, seconds: float) -> bool:
+        """So long within the bounds, or until it is woken, and then True."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(max(SHORTEST_SLEEP_SECONDS, seconds), LONGEST_SLEEP_SECONDS)):
+                return await self._woken.wait()
+        return False
 
     async def schedule_due(self) -> int:
         """Handle every job that is due now; returns how many queue jobs were added."""
@@ -76,18 +83,15 @@ class Scheduler:
             plans = [(job, _plan(job)) for job in jobs]
             await _set_aside(session, [(job, p) for job, p in plans if isinstance(p, Exception)])
             planned = [(job, p) for job, p in plans if isinstance(p, Plan)]
-            due = [(job, p.run) for job, p in planned if p.run is not None]
+            due = [Occurrence(job, p.run, p.run + delay_of(job)) for job, p in planned if p.run is not None]
             queued, unrun = await enqueue(session, due)
+            ran = {one.job["id"]: one.due for one in due if one.job["id"] in queued}
             skips = _skips(planned)
             await record_skips(session, skips)
             await session.fetch(
                 "advance_jobs",
                 advances=as_records(
-                    {
-                        "job_id": job["id"],
-                        "next_run_at": p.next,
-                        "last_run_at": p.run if job["id"] in queued else None,
-                    }
+                    {"job_id": job["id"], "next_run_at": p.next, "last_run_at": ran.get(job["id"])}
                     for job, p in planned
                 ),
             )
@@ -95,6 +99,11 @@ class Scheduler:
         return len(jobs), len(queued)
 
     async def _promote(self) -> None:
+        """Early enough to do so now and then, however often jobs are due."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._promotes_at:
+            return
+        self._promotes_at = loop.time() + PROMOTE_SECONDS
         full = True
         while full:
             (row,) = await self._database.fetch(
@@ -116,6 +125,7 @@ def _plan(job: Row) -> Plan | Exception:
             due=job["next_run_at"],
             now=job["now"],
             runnable_since=job["runnable_since"],
+            delay=delay_of(job),
         )
     except (ValueError, LookupError, OverflowError, StopIteration) as error:
         return error
@@ -140,9 +150,9 @@ def _skips(planned: Sequence[tuple[Row, Plan]]) -> list[Skip]:
     ]
 
 
-def _measure(due: Sequence[tuple[Row, datetime]], skips: Sequence[Skip], *, queued: int) -> None:
-    for job, time in due:
-        metrics.SCHEDULE_LATENESS.observe((job["now"] - time).total_seconds())
+def _measure(due: Sequence[Occurrence], skips: Sequence[Skip], *, queued: int) -> None:
+    for one in due:
+        metrics.SCHEDULE_LATENESS.observe((one.job["now"] - one.due).total_seconds())
     metrics.OCCURRENCES.labels("queued", "").inc(queued)
     for skip in skips:
         metrics.OCCURRENCES.labels("skipped", skip.reason).inc(skip.count)

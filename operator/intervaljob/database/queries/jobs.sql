@@ -1,6 +1,6 @@
 -- name: lock_jobs
 SELECT id, cluster_id, namespace, name, generation, resource_version, user_id, workspace_id, payload, handler, queue,
-    priority, interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds,
+    priority, interval_seconds, schedule, time_zone, jitter_seconds, anchor, concurrency_policy, active_deadline_seconds,
     backoff_limit, backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended,
     runnable_since, next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message,
     ready_changed_at, deleted_at
@@ -17,20 +17,20 @@ SELECT now() AS now;
 -- there when it was locked for this, and is now, is not touched: what is written was computed from nothing.
 INSERT INTO {schema}.jobs AS job (
     id, cluster_id, namespace, name, generation, resource_version, user_id, workspace_id, payload, handler, queue,
-    priority, interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds,
+    priority, interval_seconds, schedule, time_zone, jitter_seconds, anchor, concurrency_policy, active_deadline_seconds,
     backoff_limit, backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended,
     runnable_since, next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message,
     ready_changed_at
 )
 SELECT id, cluster_id, namespace, name, generation, resource_version, user_id, workspace_id, payload, handler, queue,
-    priority, interval_seconds, schedule, time_zone, anchor, concurrency_policy, active_deadline_seconds,
+    priority, interval_seconds, schedule, time_zone, jitter_seconds, anchor, concurrency_policy, active_deadline_seconds,
     backoff_limit, backoff_initial_seconds, backoff_max_seconds, recovery_policy, recovery_limit, suspended,
     runnable_since, next_run_at, run_requested_at, cancel_requested_at, problem_reason, problem_message,
     ready_changed_at
 FROM jsonb_to_recordset(%(jobs)s::jsonb) AS new(
     id uuid, cluster_id text, namespace text, name text, generation bigint, resource_version bigint, user_id uuid,
     workspace_id uuid, payload text, handler text, queue text, priority smallint, interval_seconds integer, schedule text,
-    time_zone text, anchor timestamptz, concurrency_policy text, active_deadline_seconds integer,
+    time_zone text, jitter_seconds integer, anchor timestamptz, concurrency_policy text, active_deadline_seconds integer,
     backoff_limit integer, backoff_initial_seconds integer, backoff_max_seconds integer, recovery_policy text,
     recovery_limit integer, suspended boolean, runnable_since timestamptz, next_run_at timestamptz,
     run_requested_at text, cancel_requested_at text, problem_reason text, problem_message text,
@@ -52,6 +52,7 @@ SET cluster_id = excluded.cluster_id,
     interval_seconds = excluded.interval_seconds,
     schedule = excluded.schedule,
     time_zone = excluded.time_zone,
+    jitter_seconds = excluded.jitter_seconds,
     anchor = excluded.anchor,
     concurrency_policy = excluded.concurrency_policy,
     active_deadline_seconds = excluded.active_deadline_seconds,

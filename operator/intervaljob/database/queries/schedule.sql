@@ -1,6 +1,6 @@
 -- name: lock_due_jobs
-SELECT id, user_id, workspace_id, payload, queue, priority, interval_seconds, schedule, time_zone, anchor,
-    concurrency_policy, backoff_limit, runnable_since, next_run_at, now() AS now
+SELECT id, queue, concurrency_policy, interval_seconds, schedule, time_zone, jitter_seconds, anchor, runnable_since,
+    next_run_at, now() AS now
 FROM {schema}.jobs
 WHERE cluster_id = %(cluster)s
     AND next_run_at <= now()
@@ -12,21 +12,27 @@ LIMIT %(limit)s
 FOR UPDATE SKIP LOCKED;
 
 -- name: insert_occurrences
+-- What is due later than its own time, by jitter, keeps that in its metadata, as one that is deferred does.
 -- Under Forbid the unique key refuses a second unfinished queue job, and a hold stands for those without the key.
 INSERT INTO {schema}.river_job (
-    kind, args, queue, priority, max_attempts, created_at, scheduled_at, unique_key, unique_states
+    kind, args, queue, priority, max_attempts, created_at, scheduled_at, metadata, unique_key, unique_states
 )
-SELECT 'interval_job', args, queue, priority, max_attempts, clock_timestamp(), scheduled_for,
-    decode(unique_key, 'hex'), CASE WHEN unique_key IS NOT NULL THEN %(active_states)s::bit(8) END
-FROM jsonb_to_recordset(%(occurrences)s::jsonb) AS occurrence(
-    job_id uuid, args jsonb, queue text, priority smallint, max_attempts smallint, scheduled_for timestamptz,
-    unique_key text
+SELECT 'interval_job',
+    jsonb_build_object(
+        'job_id', job.id, 'user_id', job.user_id, 'workspace_id', job.workspace_id, 'payload', job.payload
+    ),
+    job.queue, job.priority, job.backoff_limit + 1, clock_timestamp(), new.due,
+    CASE WHEN new.due = new.occurrence THEN '{}' ELSE jsonb_build_object('intervaljob:due', new.occurrence) END,
+    decode(new.unique_key, 'hex'), CASE WHEN new.unique_key IS NOT NULL THEN %(active_states)s::bit(8) END
+FROM jsonb_to_recordset(%(occurrences)s::jsonb) AS new(
+    job_id uuid, due timestamptz, occurrence timestamptz, unique_key text
 )
-WHERE unique_key IS NULL OR NOT EXISTS (
+JOIN {schema}.jobs AS job ON job.id = new.job_id
+WHERE new.unique_key IS NULL OR NOT EXISTS (
     SELECT
     FROM {schema}.forbid_holds AS hold
     JOIN {schema}.river_job AS held ON held.id = hold.queue_job_id
-    WHERE hold.job_id = occurrence.job_id AND held.state NOT IN ('cancelled', 'completed', 'discarded')
+    WHERE hold.job_id = new.job_id AND held.state NOT IN ('cancelled', 'completed', 'discarded')
 )
 ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL AND unique_states IS NOT NULL
     AND {schema}.river_job_state_in_bitmask(unique_states, state)
@@ -95,7 +101,8 @@ ORDER BY next_run_at
 LIMIT 1;
 
 -- name: promote_queue_jobs
--- River's scheduler (§2.9), for our kind: what waits for its time becomes available shortly before it.
+-- River's scheduler (§2.9), for our kind: what waits for its time becomes available shortly before it. By its state alone
+-- it is found: the index on the kind, which statistics of a young table take for a short one, names every queue job.
 WITH promoted AS (
     UPDATE {schema}.river_job
     SET state = 'available'
@@ -103,7 +110,7 @@ WITH promoted AS (
         SELECT id
         FROM {schema}.river_job
         WHERE state IN ('retryable', 'scheduled')
-            AND kind = 'interval_job'
+            AND kind || '' = 'interval_job'
             AND scheduled_at <= now() + make_interval(secs => %(ahead_seconds)s)
         ORDER BY priority, scheduled_at, id
         LIMIT %(limit)s

@@ -4,7 +4,7 @@ SELECT EXISTS (SELECT FROM {schema}.transitions) AS to_fold,
 
 -- name: fold_transitions
 -- Takes what happened and adds it to the jobs' counts in one transaction, so that nothing counts twice or never.
--- Returned is all that was taken, with the result that the job had before.
+-- Returned is what is news of that, with the result that the job had before; most of it is not.
 WITH taken AS (
     DELETE FROM {schema}.transitions
     WHERE id = ANY(ARRAY(
@@ -57,6 +57,8 @@ SELECT taken.job_id, taken.task_id, taken.kind, taken.count, taken.detail, statu
 FROM taken
 JOIN {schema}.jobs AS job ON job.id = taken.job_id
 LEFT JOIN {schema}.job_status AS status ON status.job_id = taken.job_id
+WHERE taken.kind IN ('failed', 'cancelled', 'recovered', 'skipped')
+    OR taken.kind = 'succeeded' AND status.last_result IS DISTINCT FROM 'succeeded'
 ORDER BY taken.id;
 
 -- name: touch_statuses
