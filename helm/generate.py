@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 
-from intervaljob.settings import QUEUE_PATTERN
+from intervaljob.settings import MAX_RETENTION, QUEUE_PATTERN
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "intervaljob"
 HELM = os.environ.get("HELM", "helm")
 NAMESPACE = "intervaljob"
 
+_RETENTION = {"minimum": 1, "maximum": int(MAX_RETENTION)}
 #: What a type alone does not say, by path.
 _LIMITS: dict[str, dict[str, Any]] = {
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
@@ -32,6 +33,7 @@ _LIMITS: dict[str, dict[str, Any]] = {
     "database.schema": {"pattern": "^[a-z_][a-z0-9_]{0,45}$"},
     "operator.replicas": {"minimum": 0},
     "operator.statusWritesPerSecond": {"exclusiveMinimum": 0},
+    **{f"operator.retention.{kind}Seconds": _RETENTION for kind in ("succeeded", "cancelled", "failed")},
     "operator.logFormat": {"enum": ["text", "json"]},
     "operator.logLevel": {"enum": ["debug", "info", "warning", "error"]},
     "workerDefaults.image.pullPolicy": {"enum": ["", "Always", "IfNotPresent", "Never"]},

@@ -37,6 +37,7 @@ def payload(folder: Path) -> str:
 async def begun(manager: Manager, executors: Pool) -> int:
     """The process of the one attempt, once the handler has it."""
     await eventually(
-        lambda: any(one.handed_over for one in manager._running.values()) and executors._executors, what="an attempt"
+        lambda: any(one.handed_over for one in manager._attempts.running.values()) and executors._executors,
+        what="an attempt",
     )
     return next(iter(executors._executors))

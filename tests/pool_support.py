@@ -11,26 +11,20 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pool_process
-from pool_process import attempt_of, no_checkpoint, renew
+from pool_process import LONG, Heard, Placed, attempt_of, renew
 from support import group_of, parent_of, pid_in
 
-from intervaljob.model.task import Attempt, Result
-from intervaljob.worker.fence import boot_time
+from intervaljob.model.task import Attempt
 from intervaljob.worker.pool import Pool
 from intervaljob.worker.remote import Executor
-
-LONG = 3600.0
 
 #: Of a manager that is going to be frozen.
 LEASE = 1.5
 
 
-async def run(executors: Pool, attempt: Attempt) -> Result:
-    """Run an attempt as a manager does, and put its executor back."""
-    executor = await executors.take(deadline=boot_time() + LONG)
-    result = await executor.run(attempt, checkpoint=no_checkpoint)
-    executors.put_back(executor)
-    return result
+async def run(executors: Pool, attempt: Attempt) -> Heard:
+    """Run an attempt as a manager does."""
+    return await Placed(executors, attempt).result
 
 
 class Started:
@@ -40,9 +34,8 @@ class Started:
         self.files = {name: str(folder / name) for name in ("started", "go", "cancelled", "child")}
 
     async def begin(self, executors: Pool, handler: str, *, lease: float = LONG, **payload: object) -> Executor:
-        self.attempt = attempt_of(handler, {**self.files, **payload})
-        self.executor = await executors.take(deadline=boot_time() + lease)
-        self.result = asyncio.create_task(self.executor.run(self.attempt, checkpoint=no_checkpoint), name="attempt")
+        self.placed = Placed(executors, attempt_of(handler, {**self.files, **payload}), lease=lease)
+        self.executor, self.result = await self.placed.turn(), self.placed.result
         assert await pid_in(Path(self.files["started"])) == self.executor.pid
         return self.executor
 

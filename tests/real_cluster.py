@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from cluster_support import eventually
+from cluster_support import eventually, numbers
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm" / "intervaljob"
@@ -72,6 +72,22 @@ class Cluster:
     def make_namespace(self, name: str, **labels: str) -> None:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         self.kubectl("apply", "--filename", "-", input=json.dumps(body))
+
+    @contextmanager
+    def without_api_server(self) -> Iterator[None]:
+        """It is stopped while the block lasts; afterwards all of the cluster has noticed that it is back.
+
+        Kubernetes' own clients wait up to a minute between their tries: a namespace that goes shows that they are done.
+        """
+        self.api_server("stop")
+        try:
+            yield
+        finally:
+            self.api_server("start")
+            eventually(lambda: self.kubectl("get", "--raw=/readyz", check=False) == "ok", what="it answers", within=60)
+            name = f"e2e-{next(numbers)}"
+            self.make_namespace(name)
+            self.kubectl("delete", "namespace", name, "--timeout=180s")
 
     @property
     def environment(self) -> dict[str, str]:

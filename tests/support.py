@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 from uuid import UUID, uuid4
 
-from intervaljob.database.connection import Database, Row, as_records
+import msgspec
+from msgspec import Raw
+
+from intervaljob.database.connection import Database, Row
 from intervaljob.model.scope import Scope
 from intervaljob.model.task import Attempt, Outcome, Result, conclude
 from intervaljob.recovery.recover import recover_orphans
 from intervaljob.settings import WorkerSettings, load
 from intervaljob.worker.claims import claim
+from intervaljob.worker.head import Head
 from intervaljob.worker.incarnation import Incarnation
 
 CLUSTER = "test-cluster"
 SCOPE = Scope(cluster=CLUSTER)
-RETURNED = Result(Outcome.RETURNED, output={"ok": True})
+RETURNED = Result(Outcome.RETURNED, Raw(b'{"ok": true}'))
 
 Execute = Callable[..., Awaitable[list[Row]]]
 AddJob = Callable[..., Awaitable[UUID]]
@@ -145,7 +149,7 @@ class Work:
 
     async def claim(self, worker: Incarnation, *, queue: str = "default", limit: int = 100) -> list[Attempt]:
         """What the worker gets to run."""
-        return (await claim(self.database, worker=worker, queue=queue, limit=limit))[0]
+        return (await claim(self.database, worker=worker, queue=queue, limit=limit, head=Head()))[0]
 
     async def start(self, worker: Incarnation | None = None, **job: Any) -> tuple[Incarnation, Attempt]:
         """A task of a new job that this worker, or a new one, runs."""
@@ -157,11 +161,9 @@ class Work:
     async def finish(self, worker: Incarnation, attempt: Attempt, result: Result = RETURNED) -> bool:
         """Record how an attempt ended; whether that changed anything."""
         finish = conclude(attempt, result, started_at=datetime.now(UTC))
-        return bool(
-            await self.database.fetch(
-                "finish_tasks", worker=worker.id, worker_name=worker.name, finishes=as_records([vars(finish)])
-            )
-        )
+        finishes = msgspec.json.encode([finish]).decode()
+        rows = await self.database.fetch("finish_tasks", worker=worker.id, worker_name=worker.name, finishes=finishes)
+        return not any(row["status"] is None for row in rows)
 
     async def end(self, worker: Incarnation, reason: str = "lease_expired") -> None:
         """What a detector does to a worker that is dead."""

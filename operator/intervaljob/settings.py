@@ -20,6 +20,8 @@ from intervaljob.errors import SettingsError
 #: River §2.1: what its clients accept as a queue's name.
 QUEUE_PATTERN = r"^[a-z0-9]+([_|-][a-z0-9]+)*$"
 MAX_QUEUE_LENGTH = 64
+#: A hundred years: for ever, to a database.
+MAX_RETENTION = 3_153_600_000.0
 
 S = TypeVar("S", bound="DatabaseSettings")
 Names = Annotated[tuple[str, ...], NoDecode]
@@ -86,6 +88,18 @@ class OperatorSettings(DatabaseSettings):
     schedule_batch_size: int = Field(500, ge=1, le=10_000, description="due jobs handled in one transaction")
     resync_seconds: float = Field(
         300.0, ge=1, description="seconds between comparisons of all IntervalJobs with their rows"
+    )
+    succeeded_retention_seconds: float = Field(
+        86_400.0,
+        ge=1,
+        le=MAX_RETENTION,
+        description="seconds that tasks which succeeded are kept, and their queue jobs",
+    )
+    cancelled_retention_seconds: float = Field(
+        86_400.0, ge=1, le=MAX_RETENTION, description="seconds that cancelled tasks are kept, and cancelled queue jobs"
+    )
+    failed_retention_seconds: float = Field(
+        604_800.0, ge=1, le=MAX_RETENTION, description="seconds that tasks which failed are kept, and their queue jobs"
     )
 
     @field_validator("watch_namespaces", mode="before")

@@ -14,6 +14,7 @@ from intervaljob.database.occurrences import Occurrence, enqueue
 from intervaljob.model.task import Outcome, Result
 from intervaljob.recovery.recover import recover_orphans
 from intervaljob.scheduler.scheduler import Scheduler
+from intervaljob.worker.head import BEGINNING
 
 RAISED = Result(Outcome.RAISED, error="no luck")
 
@@ -162,7 +163,9 @@ async def test_a_cancellation_and_a_claim_at_once_do_not_wait_for_each_other(wor
     await work.recover()
     other = await work.worker()
     async with work.database.transaction() as claims, work.database.transaction() as cancels:
-        (found,) = await claims.fetch("claim_queue_jobs", queue="default", worker=other.id, limit=10)
+        (found,) = await claims.fetch(
+            "claim_queue_jobs", queue="default", worker=other.id, limit=10, **BEGINNING._asdict()
+        )
         (claimed,) = await claims.fetch("claim_other_queue_jobs", queue_jobs=[found["id"]], worker=other.id)
         await cancels.fetch("cancel_waiting_tasks", jobs=[attempt.job_id], reason="a user cancelled it")
         task = as_records([{"task_id": attempt.task_id, "queue_job_id": claimed["id"]}])

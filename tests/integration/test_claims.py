@@ -8,6 +8,8 @@ import pytest
 from support import Work
 
 from intervaljob.model.task import Attempt, Outcome, Result
+from intervaljob.worker.claims import claim
+from intervaljob.worker.head import BEGINNING, Head, Key
 
 RAISED = Result(Outcome.RAISED, error="no luck")
 
@@ -225,3 +227,26 @@ async def test_the_list_of_attempting_workers_is_bounded(work: Work) -> None:
     attempted_by = (await work.queue_job(queue_job))["attempted_by"]
     assert len(attempted_by) == 100
     assert attempted_by[-1] == str(worker.id)
+
+
+async def test_after_a_slow_look_claims_go_on_in_order_and_the_next_from_the_beginning_misses_nothing(
+    work: Work,
+) -> None:
+    """Of several workers, each from its own place."""
+    job = await work.add_job()
+    low, *others = [await work.enqueue(job, priority=priority) for priority in (1, 3, 2, 4, 3)]
+    row = await work.queue_job(others[1])
+    slow = Head(lambda: 0.0)
+    slow.looked(BEGINNING, [Key(row["priority"], row["scheduled_at"], row["id"])], seconds=60)
+
+    async def claimed(head: Head, limit: int) -> list[int]:
+        worker = await work.worker()
+        attempts, _ = await claim(work.database, worker=worker, queue="default", limit=limit, head=head)
+        return sorted(attempt.queue_job_id for attempt in attempts)
+
+    assert await claimed(slow, 2) == [others[0], others[1]]
+    assert await claimed(Head(), 1) == [low]
+    soon = await work.enqueue(job, priority=1)
+    assert await claimed(slow, 9) == [others[2], others[3]]
+    assert await claimed(slow, 9) == []
+    assert await claimed(Head(), 9) == [soon]

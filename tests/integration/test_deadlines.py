@@ -11,26 +11,31 @@ import time
 from pathlib import Path
 
 import pytest
-from pool_process import attempt_of
-from pool_support import LEASE, LONG, Started, frozen, manager, renewed, run
+from pool_process import LONG, ExecutorDied, Placed, attempt_of
+from pool_support import LEASE, Started, frozen, manager, renewed, run
 from support import eventually, group_of, parent_of, process_gone, state_of
 
 from intervaljob.model.task import Outcome
 from intervaljob.worker.fence import boot_time
 from intervaljob.worker.pool import Pool
-from intervaljob.worker.remote import ExecutorDied
 from intervaljob.worker.zygote import AHEAD_SECONDS, MESSAGE_BYTES
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 
 
 async def test_executors_end_at_the_newest_deadline_that_their_manager_named(executors: Pool) -> None:
-    first = await executors.take(deadline=boot_time() + 0.4)
+    sleeps = attempt_of("sleep", {"seconds": LONG})
+    first = Placed(executors, sleeps, lease=0.4)
+    taken = [await first.turn()]
     ends = boot_time() + 1.5
     executors.push_out(ends)
-    second = await executors.take(deadline=boot_time() + 0.4)
-    for each in (first, second):
+    second = Placed(executors, sleeps, lease=0.4)
+    taken.append(await second.turn())
+    for each in taken:
         assert await asyncio.wait_for(asyncio.shield(each.gone), 5) == -signal.SIGKILL
+    for placed in (first, second):
+        with pytest.raises(ExecutorDied):
+            await placed.result
     assert ends - AHEAD_SECONDS <= boot_time() < ends + 1
     await asyncio.wait_for(executors.ended.wait(), 5)
 
@@ -42,7 +47,6 @@ async def test_a_handler_that_holds_the_lock_for_longer_than_the_lease_is_left_a
         executor = await started.begin(executors, "test.holds_the_lock", lease=0.6, seconds=1.8)
         result = await asyncio.wait_for(started.result, 10)
         assert result.output == {"pid": executor.pid}
-        executors.put_back(executor)
         assert (await run(executors, attempt_of("test.sync", 1))).output["pid"] == executor.pid
 
 
@@ -52,7 +56,7 @@ async def test_an_executor_that_hears_of_no_renewal_stands_still_until_the_zygot
     executor = await started.begin(executors, "test.holds_the_lock", lease=1.0, seconds=2.0)
     deadline = boot_time() + 1.0
     executors.push_out(boot_time() + LONG)
-    await executors.take(deadline=0)  # it answers, so it has heard of the renewal
+    await run(executors, attempt_of("test.sync", 1))  # the zygote answers, so it has heard of the renewal
     with frozen(parent_of(executor.pid)):
         await eventually(lambda: state_of(executor.pid) == "T", what="the executor stands still", within=3)
         assert deadline - 0.5 < boot_time() < deadline + 0.5

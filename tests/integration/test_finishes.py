@@ -1,10 +1,10 @@
 """Ends of attempts: the fence that stale ones meet, retries, and River's bookkeeping."""
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 from support import RETURNED, Work
 
 from intervaljob.model.task import Attempt, Outcome, Result

@@ -13,7 +13,7 @@ from support import Work, eventually, process_gone, runs
 from intervaljob.database.connection import Database
 from intervaljob.errors import DatabaseUnavailable
 from intervaljob.recovery.recover import give_back
-from intervaljob.worker import manager as module
+from intervaljob.worker import attempts as module
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 
@@ -43,9 +43,9 @@ async def test_a_lost_answer_to_giving_back_does_not_make_a_manager_forget_the_n
             return (row["attempt"], row["status"]) == (2, "running")
 
         await eventually(again, what="the second attempt")
-        first = [one for one in asyncio.all_tasks() if one.get_name() == f"task {task['id']}"]
-        await eventually(lambda: sum(not one.done() for one in first) <= 1, what="the first attempt is done with")
-        assert manager._running[task["id"]].attempt.number == 2
+        first = [one for one in asyncio.all_tasks() if one.get_name() == f"hand back {task['id']}"]
+        await eventually(lambda: all(one.done() for one in first), what="the first attempt is done with")
+        assert manager._attempts.running[task["id"]].attempt.number == 2
 
 
 async def test_renewals_reach_the_executors_while_another_statement_waits(
@@ -83,7 +83,7 @@ async def test_a_claim_that_commits_after_it_was_given_up_is_found_and_its_task_
         async with manager._claiming:
             await work.enqueue(await work.add_job())
             (attempt,) = await work.claim(worker)
-            assert attempt.task_id not in manager._running
+            assert attempt.task_id not in manager._attempts.running
 
         async def ended() -> bool:
             return bool((await work.task(attempt.task_id))["status"] == "succeeded")

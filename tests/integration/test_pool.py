@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from pool_process import attempt_of, no_checkpoint
-from pool_support import LONG, Started, run
+from pool_process import LONG, ExecutorDied, Placed, attempt_of
+from pool_support import Started, run
 from support import (
     children_of,
     eventually,
@@ -21,9 +21,8 @@ from support import (
 
 from intervaljob.errors import HandlerError
 from intervaljob.model.task import MAX_OUTPUT_BYTES, Attempt, Outcome
-from intervaljob.worker.fence import boot_time
+from intervaljob.worker import wire
 from intervaljob.worker.pool import Pool, pool
-from intervaljob.worker.remote import ExecutorDied
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 
@@ -49,15 +48,12 @@ async def test_one_process_runs_attempts_one_after_the_other(executors: Pool) ->
     assert len(pids) == 1
 
 
-async def test_many_run_at_once_in_as_many_processes(executors: Pool) -> None:
-    taken = [await executors.take(deadline=boot_time() + LONG) for _ in range(40)]
-    attempts = (one.run(attempt_of("test.async", at), checkpoint=no_checkpoint) for at, one in enumerate(taken))
-    results = await asyncio.gather(*attempts)
-    assert [result.output["doubled"] for result in results] == [2 * number for number in range(40)]
-    pids = {result.output["pid"] for result in results}
+async def test_many_run_at_once_in_as_many_processes(executors: Pool, started: Started) -> None:
+    placed = [Placed(executors, attempt_of("test.waits", started.files)) for _ in range(40)]
+    pids = {(await one.turn()).pid for one in placed}
     assert len(pids) == 40
-    for executor in taken:
-        executors.put_back(executor)
+    Path(started.files["go"]).touch()  # noqa: ASYNC240 - a file sends no event
+    assert {result.outcome for result in await asyncio.gather(*(one.result for one in placed))} == {Outcome.RETURNED}
     again = await asyncio.gather(*(run(executors, attempt_of("test.sync", number)) for number in range(40)))
     assert {result.output["pid"] for result in again} <= pids
 
@@ -119,9 +115,8 @@ async def test_checkpoints_are_saved_in_order_before_the_handler_goes_on(executo
         saved.append(json.loads(data))
         return True
 
-    executor = await executors.take(deadline=boot_time() + LONG)
     attempt = attempt_of("test.checkpoints", [1, {"two": 2}, None], checkpoint={"page": 7})
-    result = await executor.run(attempt, checkpoint=save)
+    result = await Placed(executors, attempt, save=save).result
     assert saved == [1, {"two": 2}, None]
     assert result.output == {"last": {"page": 7}}
 
@@ -130,8 +125,7 @@ async def test_a_checkpoint_that_is_no_longer_wanted_stops_the_handler(executors
     async def refuse(_: Attempt, number: int, __: str) -> bool:
         return False
 
-    executor = await executors.take(deadline=boot_time() + LONG)
-    result = await executor.run(attempt_of("test.checkpoints", [1]), checkpoint=refuse)
+    result = await Placed(executors, attempt_of("test.checkpoints", [1]), save=refuse).result
     assert result.outcome is Outcome.CANCELLED
 
 
@@ -143,19 +137,18 @@ async def test_a_checkpoint_that_cannot_be_stored_fails_the_handler(executors: P
 
 
 async def test_the_answer_to_an_interrupted_checkpoint_is_not_taken_for_the_next_ones(executors: Pool) -> None:
-    executor = await executors.take(deadline=boot_time() + LONG)
-    interrupted = attempt_of("test.interrupted_checkpoint")
     asked = asyncio.Event()
 
     async def cancel_first(_: Attempt, number: int, __: str) -> bool:
         if not asked.is_set():
-            executor.cancel(interrupted)
+            interrupted.cancel()
             asked.set()
             await asyncio.sleep(0.2)  # the handler leaves its checkpoint; this answer comes too late
         return False
 
-    result = await executor.run(interrupted, checkpoint=cancel_first)
-    assert result.outcome is Outcome.CANCELLED
+    interrupted = Placed(executors, attempt_of("test.interrupted_checkpoint"), save=cancel_first)
+    executor = await interrupted.turn()
+    assert (await interrupted.result).outcome is Outcome.CANCELLED
 
     saved: list[str] = []
 
@@ -163,8 +156,9 @@ async def test_the_answer_to_an_interrupted_checkpoint_is_not_taken_for_the_next
         saved.append(data)
         return True
 
-    result = await executor.run(attempt_of("test.checkpoints", [1, 2]), checkpoint=save)
-    assert (result.outcome, saved) == (Outcome.RETURNED, ["1", "2"])
+    following = Placed(executors, attempt_of("test.checkpoints", [1, 2]), save=save)
+    assert await following.turn() is executor
+    assert ((await following.result).outcome, saved) == (Outcome.RETURNED, ["1", "2"])
 
 
 async def test_an_error_that_cannot_be_printed_fails_the_attempt_alone(executors: Pool) -> None:
@@ -172,10 +166,11 @@ async def test_an_error_that_cannot_be_printed_fails_the_attempt_alone(executors
     assert (result.outcome, result.error) == (Outcome.RAISED, "Unprintable: (cannot be printed: ValueError)")
 
 
-async def test_many_takes_at_once_all_get_an_executor(executors: Pool) -> None:
+async def test_many_at_once_all_get_an_executor(executors: Pool) -> None:
     """More orders than the socket to the zygote holds."""
+    placed = [Placed(executors, attempt_of("sleep", {"seconds": LONG})) for _ in range(400)]
     async with asyncio.timeout(50):
-        taken = await asyncio.gather(*(executors.take(deadline=boot_time() + LONG) for _ in range(400)))
+        taken = await asyncio.gather(*(one.turn() for one in placed))
     assert len({executor.pid for executor in taken}) == 400
 
 
@@ -184,49 +179,49 @@ async def test_a_cancelled_handler_stops_and_its_process_goes_on(
     executors: Pool, started: Started, handler: str
 ) -> None:
     executor = await started.begin(executors, handler)
-    executor.cancel(started.attempt)
+    started.placed.cancel()
     assert (await started.result).outcome is Outcome.CANCELLED
-    executors.put_back(executor)
     assert (await run(executors, attempt_of("test.sync", 1))).output["pid"] == executor.pid
 
 
 async def test_an_async_handler_can_clean_up_when_it_is_cancelled(executors: Pool, started: Started) -> None:
     executor = await started.begin(executors, "test.waits")
-    executor.cancel(started.attempt)
+    started.placed.cancel()
     await started.result
     assert await pid_in(Path(started.files["cancelled"])) == executor.pid
 
 
 @pytest.mark.parametrize("handler", ["test.sync", "test.async"])
 async def test_a_cancellation_that_comes_first_is_not_forgotten(executors: Pool, handler: str) -> None:
-    executor = await executors.take(deadline=boot_time() + LONG)
-    attempt = attempt_of(handler, 1)
-    executor.cancel(attempt)
-    assert (await executor.run(attempt, checkpoint=no_checkpoint)).outcome is Outcome.CANCELLED
+    await run(executors, attempt_of("test.sync", 1))
+    placed = Placed(executors, attempt_of(handler, 1))
+    executor = await placed.turn()
+    executor.send(wire.Cancel(placed.running.ticket + 1))
+    assert (await placed.result).outcome is Outcome.RETURNED
+    assert (await run(executors, attempt_of(handler, 1))).outcome is Outcome.CANCELLED
 
 
 async def test_a_cancellation_that_comes_too_late_does_not_meet_the_next_attempt(executors: Pool) -> None:
-    executor = await executors.take(deadline=boot_time() + LONG)
-    attempt = attempt_of("test.sync", 1)
     for number in (1, 2, 3):
-        again = attempt_of("test.sync", 1, task_id=attempt.task_id, number=number)
-        assert (await executor.run(again, checkpoint=no_checkpoint)).outcome is Outcome.RETURNED
-        executor.cancel(again)
+        placed = Placed(executors, attempt_of("test.sync", number))
+        executor = await placed.turn()
+        assert (await placed.result).outcome is Outcome.RETURNED
+        executor.cancel(placed.running)
 
 
 async def test_a_handler_that_left_sigterm_ignored_does_not_spare_the_next_one(
     executors: Pool, started: Started
 ) -> None:
     await run(executors, attempt_of("test.ignores_sigterm"))
-    executor = await started.begin(executors, "test.waits_sync")
-    executor.cancel(started.attempt)
+    await started.begin(executors, "test.waits_sync")
+    started.placed.cancel()
     assert (await started.result).outcome is Outcome.CANCELLED
 
 
 @pytest.mark.parametrize("handler", ["test.stubborn", "test.holds_the_lock", "test.blocks_the_loop"])
 async def test_a_handler_that_does_not_stop_is_killed(executors: Pool, started: Started, handler: str) -> None:
     executor = await started.begin(executors, handler)
-    executor.cancel(started.attempt)
+    started.placed.cancel()
     done, _ = await asyncio.wait({started.result}, timeout=0.2)
     assert not done
     await executors.kill(executor)
@@ -284,7 +279,7 @@ async def test_on_leaving_every_process_is_gone_and_nothing_stays_open(tmp_path:
         started = Started(tmp_path)
         executor = await started.begin(executors, "test.starts_a_process")
         child = await pid_in(Path(started.files["child"]))
-        idle = [await executors.take(deadline=boot_time() + LONG) for _ in range(3)]
+        idle = [await Placed(executors, attempt_of("test.sync", 1)).turn() for _ in range(3)]
     assert not [one for one in (executor, *idle) if runs(one.pid)]
     await process_gone(child)
     with pytest.raises(ExecutorDied):
@@ -301,7 +296,7 @@ async def test_handlers_do_not_see_the_way_to_the_database(monkeypatch: pytest.M
         environment = environment_of(executor.pid)
         assert b"INTERVALJOB_COMMAND_ALLOW=/bin/true" in environment
         assert not [entry for entry in environment if b"secret" in entry]
-        executor.cancel(started.attempt)
+        started.placed.cancel()
         await started.result
 
 
@@ -322,9 +317,10 @@ async def test_a_process_that_a_module_started_is_no_executor(tmp_path: Path, mo
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ['PYTHONPATH']}")
     async with pool(worker_settings("postgresql://nowhere", handlers="starts_early")) as executors:
-        first = await executors.take(deadline=boot_time() + LONG)
+        placed = Placed(executors, attempt_of("early"))
+        first = await placed.turn()
         (early,) = set(children_of(parent_of(first.pid))) - {first.pid}
         await process_gone(early)
-        assert (await first.run(attempt_of("early"), checkpoint=no_checkpoint)).output == "fine"
+        assert (await placed.result).output == "fine"
         await executors.kill(first)
         assert (await run(executors, attempt_of("early"))).output == "fine"

@@ -1,17 +1,21 @@
 """The statements that run all the time find their rows by an index, with tables as large as they get in use."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
-from support import Execute
+from support import RETURNED, Execute, Work
 
 from intervaljob.database.connection import Database, as_records
 from intervaljob.model.args import ACTIVE_STATES
+from intervaljob.model.task import conclude
+from intervaljob.worker.head import BEGINNING
 
 Plan = Callable[..., Awaitable[str]]
 WORKER = uuid4()
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 SCOPE: dict[str, object] = {"cluster": "test-cluster", "namespaces": []}
 
 FILL = """
@@ -35,6 +39,7 @@ SELECT gen_random_uuid(), job.id, queue_job.id, CASE queue_job.state WHEN 'runni
 FROM {schema}.river_job AS queue_job
 JOIN (SELECT id, row_number() OVER () AS n FROM {schema}.jobs) AS job ON job.n = queue_job.id % 10000 + 1
 WHERE queue_job.state <> 'available';
+INSERT INTO {schema}.transitions (job_id, kind) SELECT job_id, 'succeeded' FROM {schema}.tasks;
 ANALYZE;
 """
 
@@ -75,7 +80,9 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
     claim = {"queue_job_id": task["queue_job_id"], "job_id": task["job_id"], "task_id": None}
     occurrence = {"job_id": task["job_id"], "due": "now", "occurrence": "now", "unique_key": None}
     plans = {
-        "claim_queue_jobs": await plan("claim_queue_jobs", queue="default", worker=WORKER, limit=10),
+        "claim_queue_jobs": await plan(
+            "claim_queue_jobs", queue="default", worker=WORKER, limit=10, **BEGINNING._asdict()
+        ),
         "claim_other_queue_jobs": await plan("claim_other_queue_jobs", queue_jobs=[1], worker=WORKER),
         "look_up_claims": await plan("look_up_claims", claims=as_records([claim])),
         "finish_tasks": await plan("finish_tasks", worker=WORKER, worker_name="w", finishes=as_records([finish])),
@@ -95,12 +102,24 @@ async def test_the_hot_statements_read_no_table_from_end_to_end(plan: Plan, exec
         "look_at_statuses": await plan("look_at_statuses"),
         "claim_unwritten_statuses": await plan("claim_unwritten_statuses", limit=10, retry_seconds=30, **SCOPE),
         "read_statuses": await plan("read_statuses", jobs=[task["job_id"]]),
+        "delete_old_queue_jobs": await plan(
+            "delete_old_queue_jobs", state="completed", after=LONG_AGO, seconds=0, limit=1000, newest=5, **SCOPE
+        ),
+        "delete_outlived_tasks": await plan(
+            "delete_outlived_tasks", after=UUID(int=0), jobs=500, seconds=0, limit=1000, newest=5, **SCOPE
+        ),
+        "delete_retired_jobs": await plan("delete_retired_jobs", seconds=0, limit=1000, **SCOPE),
+        "delete_ended_workers": await plan("delete_ended_workers", seconds=0, limit=1000, shown=[WORKER]),
+        "delete_lost_transitions": await plan("delete_lost_transitions", seconds=0, limit=1000),
     }
     assert {name: scans(text) for name, text in plans.items() if scans(text)} == {}
     assert "river_job_prioritized_fetching_index" in plans["claim_queue_jobs"]
     assert "jobs_due" in plans["lock_due_jobs"]
     assert "jobs_due" in plans["seconds_to_next_due"]
     assert "tasks_of_job" in plans["read_statuses"]
+    assert "river_job_state_and_finalized_at_index" in plans["delete_old_queue_jobs"]
+    assert "jobs_retired" in plans["delete_retired_jobs"]
+    assert "transitions_pkey" in plans["delete_lost_transitions"]
 
 
 async def test_what_waits_is_found_by_its_state_while_statistics_are_older_than_most_queue_jobs(
@@ -128,3 +147,21 @@ async def test_ending_a_task_is_a_heap_only_update(execute: Execute) -> None:
     changed = ("status", "output", "error", "failures", "finished_at")
     assert len(rows) == 3
     assert [row["indexdef"] for row in rows if any(column in row["indexdef"] for column in changed)] == []
+
+
+async def test_there_is_room_for_a_batch_of_them(work: Work, execute: Execute) -> None:
+    """A batch of ends updates whole pages, and none of what it replaces can be pruned before it is committed."""
+    job, worker = await work.add_job(), await work.worker()
+    for _ in range(200):
+        await work.enqueue(job)
+    attempts = await work.claim(worker, limit=200)
+    finishes = as_records(vars(conclude(one, RETURNED, started_at=LONG_AGO)) for one in attempts)
+    async with work.database.transaction() as session:
+        await session.fetch("finish_tasks", worker=worker.id, worker_name=worker.name, finishes=finishes)
+        cursor = await session.connection.execute(
+            "SELECT pg_stat_get_xact_tuples_hot_updated(oid) AS heap_only, pg_stat_get_xact_tuples_updated(oid) AS all"
+            " FROM pg_class WHERE relname = 'tasks'"
+        )
+        (updated,) = await cursor.fetchall()
+    assert updated["all"] == 200
+    assert updated["heap_only"] >= 150

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from uuid import UUID, uuid4
 
+from msgspec import Raw
 from support import Work
 
 from intervaljob.model.task import Outcome, Result
@@ -30,7 +31,7 @@ async def test_a_task_that_was_retried_recovered_and_ended_tells_it_all(work: Wo
     await work.recover()
     third = await work.worker()
     (last,) = await work.claim(third)
-    await work.finish(third, last, Result(Outcome.RETURNED, output={"secret": 1}))
+    await work.finish(third, last, Result(Outcome.RETURNED, Raw(b'{"secret": 1}')))
 
     code, text = await show(database_url, attempt.task_id)
     assert code == 0

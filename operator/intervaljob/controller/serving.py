@@ -11,6 +11,7 @@ from typing import Any
 
 import kopf
 
+from intervaljob.cleaner.cleaner import Cleaner, Retention
 from intervaljob.controller.api import UNREACHABLE, Api, connect
 from intervaljob.controller.events import Announcer
 from intervaljob.controller.pods import PodWatch
@@ -87,6 +88,7 @@ class Operator:
             scheduler.wake()
             writer.wake()
 
+        cleaner = Cleaner(database, scope=scope, retention=Retention.of(self._settings))
         reconciler = Reconciler(database, api, scope=scope, announcer=announcer, changed=changed)
         started = asyncio.Event()
         failure: list[IntervalJobError] = []
@@ -106,6 +108,7 @@ class Operator:
             "events": announcer.run,
             "detector": lambda: detect(database, scope=scope, by=self._name),
             "recovery": lambda: self._recover_all(database, scope),
+            "cleaner": cleaner.run,
         }
         for namespace in scope.namespaces or (None,):
             watch = Watch(

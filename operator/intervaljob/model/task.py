@@ -11,10 +11,15 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from msgspec import Raw, Struct
+
 from intervaljob.model.args import QueueArgs, error_entry
 from intervaljob.model.retry import backoff_seconds
 
 Json = Any
+
+#: What a handler returned that returned None.
+NOTHING = Raw(b"null")
 
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_CHECKPOINT_BYTES = 64 * 1024
@@ -42,8 +47,7 @@ class Refusal:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True, kw_only=True, array_like=True):
     """One try of a task by one worker: all that the worker and its executor know of it."""
 
     task_id: UUID
@@ -74,29 +78,30 @@ class Outcome(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came of an attempt; `retry` is false for errors that no repetition mends. `seconds` the handler took."""
+class Result(Struct, array_like=True):
+    """What came of an attempt; `retry` is false for errors that no repetition mends. `seconds` the handler took.
+
+    `output` is JSON that the database takes.
+    """
 
     outcome: Outcome
-    output: Json = None
+    output: Raw = NOTHING
     error: str | None = None
     trace: str = ""
     retry: bool = True
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Finish:
-    """How an attempt is recorded; `delay_seconds` counts for a retry only, `entry` is River's (§2.5)."""
+class Finish(Struct, frozen=True, omit_defaults=True):
+    """How an attempt is recorded; `delay_seconds` is a retry's, `entry` is River's (§2.5)."""
 
     task_id: UUID
     attempt: int
     status: Status
-    output: Json
-    error: str | None
-    entry: dict[str, object] | None
-    delay_seconds: float
+    output: Raw | None = None
+    error: str | None = None
+    entry: dict[str, object] | None = None
+    delay_seconds: float | None = None
 
 
 #: In the text of a JSON value: what jsonb refuses (NUL, half a surrogate pair) as group 1, else what it looks like.
@@ -145,11 +150,12 @@ def _judge_job(args: QueueArgs, row: Mapping[str, Any], *, queued_at: datetime) 
 
 def conclude(attempt: Attempt, result: Result, *, started_at: datetime) -> Finish:
     """How the end of an attempt is recorded: done, tried again after a delay, or given up."""
-    status, delay = Status.SUCCEEDED, 0.0
+    if result.outcome is Outcome.RETURNED:
+        output = None if result.output == NOTHING else result.output
+        return Finish(attempt.task_id, attempt.number, Status.SUCCEEDED, output=output)
+    status, delay = Status.FAILED, None
     if result.outcome is Outcome.CANCELLED:
         status = Status.CANCELLED
-    elif result.outcome is Outcome.DEADLINE_EXCEEDED:
-        status = Status.FAILED
     elif result.outcome is Outcome.RAISED and result.retry and attempt.failures < attempt.backoff_limit:
         status = Status.RETRYING
         delay = backoff_seconds(
@@ -158,17 +164,12 @@ def conclude(attempt: Attempt, result: Result, *, started_at: datetime) -> Finis
             maximum=attempt.backoff_max_seconds,
             key=f"{attempt.task_id}/{attempt.number}",
         )
-    elif result.outcome is Outcome.RAISED:
-        status = Status.FAILED
-    entry = None
-    if result.error is not None:
-        entry = error_entry(at=started_at, attempt=attempt.number, error=result.error, trace=result.trace)
+    entry = error_entry(at=started_at, attempt=attempt.number, error=result.error or "", trace=result.trace)
     return Finish(
-        task_id=attempt.task_id,
-        attempt=attempt.number,
-        status=status,
-        output=result.output,
-        error=None if entry is None else str(entry["error"]),
+        attempt.task_id,
+        attempt.number,
+        status,
+        error=str(entry["error"]),
         entry=entry,
         delay_seconds=delay,
     )

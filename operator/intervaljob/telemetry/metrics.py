@@ -60,6 +60,10 @@ WORKERS_CONDEMNED = Counter(
     "Workers told to end because their Pod is gone, while their processes may run.",
 )
 
+# --- operator, retention
+
+ROWS_DELETED = Counter("intervaljob_rows_deleted_total", "Rows deleted since they were old, by table.", ["table"])
+
 # --- operator, resources
 
 STATUS_WRITES = Counter("intervaljob_status_writes_total", "Status writes sent to the API server.", ["result"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from uuid import uuid4
+
+from msgspec.structs import replace
 
 from intervaljob.database.connection import Database, Row, Session, as_records
 from intervaljob.database.ledger import Skip, record_skips
@@ -13,6 +15,7 @@ from intervaljob.errors import ArgsError
 from intervaljob.model.args import QueueArgs, error_entry
 from intervaljob.model.task import CANCELLED, Attempt, Refusal, judge
 from intervaljob.telemetry import metrics
+from intervaljob.worker.head import Head, Key
 from intervaljob.worker.incarnation import Incarnation
 
 logger = logging.getLogger(__name__)
@@ -21,9 +24,14 @@ logger = logging.getLogger(__name__)
 DEFER_SECONDS = 0.5
 
 
-async def claim(database: Database, *, worker: Incarnation, queue: str, limit: int) -> tuple[list[Attempt], int]:
+async def claim(
+    database: Database, *, worker: Incarnation, queue: str, limit: int, head: Head
+) -> tuple[list[Attempt], int]:
     """Claim at most `limit` queue jobs; returns the attempts to run, and how many queue jobs there were."""
-    rows = await database.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit)
+    start, began = head.start(), time.monotonic()
+    rows = await database.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit, **start._asdict())
+    found = [Key(row["priority"], row["scheduled_at"], row["id"]) for row in rows]
+    head.looked(start, found, seconds=time.monotonic() - began)
     attempts = [_begun(row) for row in rows if row["job_id"] is not None]
     if others := [row["id"] for row in rows if row["job_id"] is None]:
         attempts += await _claim_others(database, others, worker=worker)

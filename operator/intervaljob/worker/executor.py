@@ -24,15 +24,19 @@ import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from datetime import datetime
 from types import FrameType
 from uuid import UUID
 
+from msgspec import Raw
+
 from intervaljob.errors import HandlerError
-from intervaljob.model.task import MAX_OUTPUT_BYTES, Json, Outcome, storable_json
+from intervaljob.model.task import MAX_OUTPUT_BYTES, NOTHING, Attempt, Json, Outcome, Result, storable_json
 from intervaljob.worker import wire
 from intervaljob.worker.fence import Fence
 from intervaljob.worker.handlers import Handler, Task
+
+#: Users and workspaces whose ids are remembered: most tasks have the one before's.
+_USERS = 1000
 
 #: Cancellations that may come late: those of attempts that have ended are never asked for again.
 _MOST_UNWANTED = 1000
@@ -50,14 +54,15 @@ class Executor:
         self._handlers = handlers
         self._awaits = functools.cache(inspect.iscoroutinefunction)
         self._logger = functools.cache(lambda handler: logging.getLogger(f"handler.{handler}"))
+        self._uuid = functools.lru_cache(maxsize=_USERS)(UUID)
         self._fence = Fence(deadline, signal.SIGSTOP)
-        self._runs: queue.SimpleQueue[wire.Message] = queue.SimpleQueue()
+        self._runs: queue.SimpleQueue[wire.Given] = queue.SimpleQueue()
         self._saves: dict[int, Future[bool]] = {}
         self._save_numbers = itertools.count()
         self._sending = threading.Lock()
         self._is_sending = False
-        self._current: str | None = None
-        self._unwanted: set[str] = set()
+        self._current: int | None = None
+        self._unwanted: set[int] = set()
         self._asyncio_task: tuple[asyncio.AbstractEventLoop, asyncio.Task[Json]] | None = None
 
     def serve(self) -> None:
@@ -65,43 +70,44 @@ class Executor:
         threading.Thread(target=self._listen, name="manager", daemon=True).start()
         while True:
             signal.signal(signal.SIGTERM, self._interrupt)  # whatever the last handler made of it
-            message = self._runs.get()
+            given = self._runs.get()
             begun = time.perf_counter()
-            result = self._run(message)
-            self._unwanted.discard(message["attempt"])
-            seconds = time.perf_counter() - begun
-            self._send({"type": "result", "attempt": message["attempt"], "seconds": seconds, **result})
+            result = self._run(given.attempt, given.ticket)
+            self._unwanted.discard(given.ticket)
+            result.seconds = time.perf_counter() - begun
+            self._send(wire.Ended(given.ticket, result))
 
     def _listen(self) -> None:
         try:
             stream = wire.reader(self._connection)
-            while (message := wire.receive(stream)) is not None:
+            while (message := wire.receive(stream, wire.to_executor)) is not None:
                 self._hear(message)
         finally:
             os._exit(0)
 
-    def _hear(self, message: wire.Message) -> None:
-        match message["type"]:
-            case "deadline":
-                self._fence.push_out(message["at"])
-            case "run":
-                self._runs.put(message)
-            case "saved":
-                self._saves.pop(message["number"]).set_result(message["ok"])
-            case "return":
-                self._say({"type": "returned", "attempts": list(self._take_back())})
-            case "cancel":
+    def _hear(self, message: wire.ToExecutor) -> None:
+        match message:
+            case wire.Deadline():
+                self._fence.push_out(message.at)
+            case wire.Run():
+                for given in message.given:
+                    self._runs.put(given)
+            case wire.Saved():
+                self._saves.pop(message.number).set_result(message.ok)
+            case wire.Return():
+                self._say(wire.Returned(list(self._take_back())))
+            case wire.Cancel():
                 if len(self._unwanted) >= _MOST_UNWANTED:
                     self._unwanted.pop()
-                self._unwanted.add(message["attempt"])
-                if self._current == message["attempt"]:
+                self._unwanted.add(message.ticket)
+                if self._current == message.ticket:
                     self._cancel()
 
-    def _take_back(self) -> Iterator[str]:
+    def _take_back(self) -> Iterator[int]:
         """What the main thread has not taken yet."""
         with suppress(queue.Empty):
             while True:
-                yield self._runs.get_nowait()["attempt"]
+                yield self._runs.get_nowait().ticket
 
     def _cancel(self) -> None:
         running = self._asyncio_task
@@ -116,83 +122,83 @@ class Executor:
         if self._current is not None and not self._is_sending:  # half a message must not be sent
             raise TaskCancelled
 
-    def _begin(self, attempt: str) -> None:
-        self._current = attempt
+    def _begin(self, ticket: int) -> None:
+        self._current = ticket
         self._stop_if_unwanted()
 
     def _stop_if_unwanted(self) -> None:
         if self._current is not None and self._current in self._unwanted:
             raise TaskCancelled
 
-    def _run(self, message: wire.Message) -> wire.Message:
-        task = self._task(message)
-        function = self._handlers.get(message["handler"])
+    def _run(self, attempt: Attempt, ticket: int) -> Result:
+        function = self._handlers.get(attempt.handler)
         if function is None:
             return _failed(
-                HandlerError(f"this worker has no handler {message['handler']!r}; it has: {', '.join(self._handlers)}")
+                HandlerError(f"this worker has no handler {attempt.handler!r}; it has: {', '.join(self._handlers)}")
             )
         try:
+            task = self._task(attempt, ticket)
             if self._awaits(function):
-                output = asyncio.run(self._await(function, task, message["attempt"]))
+                output = asyncio.run(self._await(function, task, ticket))
             else:
-                self._begin(message["attempt"])
+                self._begin(ticket)
                 output = function(task)
             self._current = None
-            return {"outcome": Outcome.RETURNED, "output": _bounded(output)}
+            return Result(Outcome.RETURNED, NOTHING if output is None else _bounded(output))
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its result
             self._current = None
-            if isinstance(error, TaskCancelled | asyncio.CancelledError) and message["attempt"] in self._unwanted:
-                return {"outcome": Outcome.CANCELLED, "error": "the handler was cancelled"}
+            if isinstance(error, TaskCancelled | asyncio.CancelledError) and ticket in self._unwanted:
+                return Result(Outcome.CANCELLED, error="the handler was cancelled")
             return _failed(error)
         finally:
             self._current = None
             self._asyncio_task = None
 
-    async def _await(self, function: Handler, task: Task, attempt: str) -> Json:
+    async def _await(self, function: Handler, task: Task, ticket: int) -> Json:
         current = asyncio.current_task()
         assert current is not None
         self._asyncio_task = (asyncio.get_running_loop(), current)
-        self._begin(attempt)
+        self._begin(ticket)
         return await function(task)
 
-    def _task(self, message: wire.Message) -> Task:
-        fields = {"job": message["job_id"], "task": message["task_id"], "attempt": message["number"]}
+    def _task(self, attempt: Attempt, ticket: int) -> Task:
+        fields = {"job": attempt.job_id, "task": attempt.task_id, "attempt": attempt.number}
         return Task(
-            id=UUID(message["task_id"]),
-            job_id=UUID(message["job_id"]),
-            user_id=UUID(message["user_id"]),
-            workspace_id=UUID(message["workspace_id"]),
-            payload=message["payload"],
-            attempt=message["number"],
-            recovered=message["recovered"],
-            scheduled_for=datetime.fromisoformat(message["scheduled_for"]),
-            last_checkpoint=message["checkpoint"],
-            logger=logging.LoggerAdapter(self._logger(message["handler"]), fields),
-            save=functools.partial(self._save, message["attempt"]),
+            id=attempt.task_id,
+            job_id=attempt.job_id,
+            user_id=self._uuid(attempt.user_id),
+            workspace_id=self._uuid(attempt.workspace_id),
+            payload=attempt.payload,
+            attempt=attempt.number,
+            recovered=attempt.recovered,
+            scheduled_for=attempt.scheduled_for,
+            last_checkpoint=attempt.checkpoint,
+            logger=logging.LoggerAdapter(self._logger(attempt.handler), fields),
+            save=functools.partial(self._save, ticket),
         )
 
-    def _save(self, attempt: str, text: str) -> None:
+    def _save(self, ticket: int, text: str) -> None:
         number = next(self._save_numbers)
         answer: Future[bool] = Future()
         self._saves[number] = answer
-        self._send({"type": "checkpoint", "attempt": attempt, "number": number, "data": text})
+        self._send(wire.Checkpoint(ticket, number, text))
         if not answer.result():
-            self._unwanted.add(attempt)
+            self._unwanted.add(ticket)
             raise TaskCancelled
 
-    def _send(self, message: wire.Message) -> None:
+    def _send(self, message: wire.ToManager) -> None:
         """Of the main thread, which a cancellation interrupts only when it has done so."""
         self._is_sending = True
         self._say(message)
         self._is_sending = False
         self._stop_if_unwanted()
 
-    def _say(self, message: wire.Message) -> None:
+    def _say(self, message: wire.ToManager) -> None:
         with self._sending:
             self._connection.sendall(wire.encode(message))
 
 
-def _bounded(output: Json) -> Json:
+def _bounded(output: Json) -> Raw:
     """The output, or its beginning with a mark where it is too large.
 
     Raises HandlerError for what is no JSON.
@@ -202,9 +208,9 @@ def _bounded(output: Json) -> Json:
     except (TypeError, ValueError, RecursionError) as error:
         raise HandlerError(f"what the handler returned is no JSON: {error}") from error
     size = len(text)
-    if size <= MAX_OUTPUT_BYTES:
-        return json.loads(text)
-    return {"truncated": True, "bytes": size, "beginning": text[: MAX_OUTPUT_BYTES // 8]}
+    if size > MAX_OUTPUT_BYTES:
+        text = json.dumps({"truncated": True, "bytes": size, "beginning": text[: MAX_OUTPUT_BYTES // 8]})
+    return Raw(text.encode())
 
 
 def _said(error: BaseException) -> str:
@@ -215,10 +221,15 @@ def _said(error: BaseException) -> str:
         return f"(cannot be printed: {type(another).__name__})"
 
 
-def _failed(error: BaseException) -> wire.Message:
-    return {
-        "outcome": Outcome.RAISED,
-        "error": f"{type(error).__name__}: {_said(error)}",
-        "trace": "" if isinstance(error, HandlerError) else "".join(traceback.format_exception(error)),
-        "retry": not isinstance(error, HandlerError),
-    }
+def _failed(error: BaseException) -> Result:
+    return Result(
+        Outcome.RAISED,
+        error=_encodable(f"{type(error).__name__}: {_said(error)}"),
+        trace="" if isinstance(error, HandlerError) else _encodable("".join(traceback.format_exception(error))),
+        retry=not isinstance(error, HandlerError),
+    )
+
+
+def _encodable(text: str) -> str:
+    """Without halves of surrogate pairs, which file names and user input may bring."""
+    return text.encode(errors="replace").decode()

@@ -16,7 +16,9 @@ from contextlib import asynccontextmanager, suppress
 from intervaljob.errors import HandlerError
 from intervaljob.settings import WorkerSettings
 from intervaljob.telemetry import metrics
+from intervaljob.worker import wire
 from intervaljob.worker.remote import AHEAD_SECONDS, PATIENCE_SECONDS, Executor
+from intervaljob.worker.running import Running
 from intervaljob.worker.zygote import MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -35,37 +37,49 @@ class Pool:
     def __init__(self, control: socket.socket, *, limit: int) -> None:
         self._control = control
         self._limit = limit
+        self._deadline = 0.0
         self._executors: dict[int, Executor] = {}
         self._idle: list[Executor] = []
         self._filling: Executor | None = None
         self._forking = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[float, Running]] = deque()
         self._orders: asyncio.Queue[dict[str, float]] = asyncio.Queue()
         self._crowded = asyncio.Event()
         self.ended = asyncio.Event()
 
-    async def take(self, *, deadline: float, expected: float = AHEAD_SECONDS, within: float | None = None) -> Executor:
-        """An executor for an attempt of so many expected seconds.
+    def place(self, running: Running, *, deadline: float) -> None:
+        """Give an attempt to an executor that has little to do, or to the next one that has.
 
-        A warm one that has little to do, or a new one that lives until `deadline` unless that is pushed out.
-        Raises TimeoutError where there is none `within` so many seconds.
+        That may be a new one, which lives until `deadline` unless that is pushed out.
         """
-        while (executor := self._with_room(expected)) is None:
-            if len(self._executors) + self._forking < self._limit:
-                self._forking += 1
-                self._orders.put_nowait({"fork": deadline})
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                async with asyncio.timeout(within):
-                    await waiter
-            except (TimeoutError, asyncio.CancelledError):
-                if not waiter.cancelled():
-                    self._wake_one()  # the turn was this one's, and is another's now
-                raise
-        executor.load += expected
-        executor.users += 1
-        return executor
+        self._deadline = max(self._deadline, deadline)
+        executor = self._with_room(running.expected)
+        if executor is not None:
+            executor.give(running)
+            return
+        self._waiting.append((asyncio.get_running_loop().time(), running))
+        self._fork_for_waiting()
+
+    def _fork_for_waiting(self) -> None:
+        while self._forking < len(self._waiting) and len(self._executors) + self._forking < self._limit:
+            self._forking += 1
+            self._orders.put_nowait({"fork": self._deadline})
+
+    def withdraw(self, running: Running) -> bool:
+        """Whether it waited for an executor; it waits no longer."""
+        for waiting in self._waiting:
+            if waiting[1] is running:
+                self._waiting.remove(waiting)
+                return True
+        return False
+
+    def withdraw_older(self, seconds: float) -> list[Running]:
+        """Those that have waited for an executor for longer; they wait no longer."""
+        before = asyncio.get_running_loop().time() - seconds
+        older = []
+        while self._waiting and self._waiting[0][0] < before:
+            older.append(self._waiting.popleft()[1])
+        return older
 
     def _with_room(self, expected: float) -> Executor | None:
         if self._filling is not None and self._filling.has_room(expected):
@@ -74,35 +88,28 @@ class Pool:
         while self._idle:
             executor = self._idle.pop()
             executor.is_idle = False
-            if executor.gone.done() or executor.users:
-                continue
-            if expected < AHEAD_SECONDS:
-                self._filling = executor
-            return executor
+            if executor.is_free():
+                if expected < AHEAD_SECONDS:
+                    self._filling = executor
+                return executor
         return None
 
-    def put_back(self, executor: Executor, *, expected: float = AHEAD_SECONDS) -> None:
-        """The executor has ended its attempt and takes another."""
-        executor.load -= expected
-        executor.users -= 1
-        if executor.users == 0:
-            executor.load = 0.0
-            self._rest(executor)
+    def _eased(self, executor: Executor) -> None:
+        """It has less to do than before."""
+        if executor.is_free():
+            if not executor.is_idle:
+                executor.is_idle = True
+                self._idle.append(executor)
         elif executor.load < AHEAD_SECONDS / 2:
             self._filling = executor
-        self._wake_one()
+        self._place_waiting()
 
-    def _rest(self, executor: Executor) -> None:
-        if not executor.is_idle and not executor.gone.done():
-            executor.is_idle = True
-            self._idle.append(executor)
-
-    def _wake_one(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+    def _place_waiting(self) -> None:
+        while self._waiting:
+            executor = self._with_room(self._waiting[0][1].expected)
+            if executor is None:
                 return
+            executor.give(self._waiting.popleft()[1])
 
     async def ask_back_what_waits(self) -> None:
         """For ever: what waits behind an attempt that takes long is run elsewhere."""
@@ -121,9 +128,10 @@ class Pool:
 
     def push_out(self, deadline: float) -> None:
         """The lease was renewed: the zygote and every executor may live until `deadline`, a boot time."""
+        self._deadline = max(self._deadline, deadline)
         self._orders.put_nowait({"deadline": deadline})
         for executor in self._executors.values():
-            executor.send({"type": "deadline", "at": deadline})
+            executor.send(wire.Deadline(deadline))
 
     async def kill(self, executor: Executor) -> None:
         """Returns when nothing of the executor runs any more."""
@@ -167,24 +175,23 @@ class Pool:
 
     def _fork_failed(self) -> None:
         self._forking -= 1
-        self._wake_one()
+        self._fork_for_waiting()
 
     async def _welcome(self, pid: int, descriptor: int) -> None:
         connection = socket.socket(fileno=descriptor)
         connection.setblocking(False)
-        executor = Executor(pid)
+        executor = Executor(pid, eased=self._eased)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: executor, connection)
         self._executors[pid] = executor
         self._forking -= 1
         metrics.EXECUTORS.set(len(self._executors))
-        self._rest(executor)
-        self._wake_one()
+        self._eased(executor)
 
     def _bury(self, pid: int, status: int) -> None:
         executor = self._executors.pop(pid)
         metrics.EXECUTORS.set(len(self._executors))
         executor.bury(status)
-        self._wake_one()
+        self._fork_for_waiting()
 
 
 @asynccontextmanager

@@ -7,12 +7,10 @@ manager between two of them; as soon as the first keeps it busy, the rest comes 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from intervaljob.model.task import Attempt, Outcome, Result
 from intervaljob.worker import wire
+from intervaljob.worker.running import Running
 
 #: Bound on hearing the end of what an executor said after it has died: somebody may have its end of the connection.
 LAST_WORDS_SECONDS = 1.0
@@ -23,61 +21,26 @@ MAX_AHEAD = 64
 #: Seconds that the first may take before the others are asked back.
 PATIENCE_SECONDS = 0.01
 
-#: Stores the checkpoint of this number, of those of an attempt; False when the attempt is not the current one.
-Checkpoint = Callable[[Attempt, int, str], Awaitable[bool]]
-
-
-class ExecutorDied(Exception):  # noqa: N818 - the word says it
-    """The process of an attempt ended before the attempt did. Nothing of it runs any more."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"killed by signal {-status}" if status < 0 else f"ended with {status}")
-
-
-class NotBegun(Exception):  # noqa: N818 - the word says it
-    """The executor has not begun the attempt, and will not: no handler has seen it."""
-
-
-@dataclass(eq=False, slots=True)
-class _Given:
-    """An attempt that an executor has, and what it has said of it. `begun` is called when it is its turn."""
-
-    begun: Callable[[], None]
-    messages: deque[wire.Message | Exception] = field(default_factory=deque)
-    waiter: asyncio.Future[None] | None = None
-
-    def hear(self, message: wire.Message | Exception) -> None:
-        self.messages.append(message)
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    async def next(self) -> wire.Message:
-        """The next message, or the exception raised that stands for it."""
-        while not self.messages:
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
-        message = self.messages.popleft()
-        if isinstance(message, Exception):
-            raise message
-        return message
-
 
 class Executor(asyncio.Protocol):
     """One executor process. `gone` is done once the zygote has buried it, with its exit code.
 
-    `load` is how many seconds of work it is expected to have, `users` how many attempts it was taken for.
+    `load` is how many seconds of work it is expected to have. `eased` is called when it has less of it than before.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, *, eased: Callable[[Executor], None]) -> None:
         self.pid = pid
         self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.load = 0.0
-        self.users = 0
         self.is_idle = False
-        self.since = 0.0
-        self._given: dict[str, _Given] = {}
-        self._decoder = wire.Decoder()
+        self._eased = eased
+        self._given: dict[int, Running] = {}
+        self._tickets = 0
+        self._since = 0.0
+        self._stream = wire.Stream(wire.to_manager)
         self._unsent = bytearray()
+        self._to_run: list[wire.Given] = []
+        self._flushes = False
         self._transport: asyncio.Transport | None = None
         self._silent = False
         self._asked_back = False
@@ -87,14 +50,20 @@ class Executor(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        for message in self._decoder.feed(data):
-            if message["type"] == "returned":
-                for key in message["attempts"]:
-                    self._drop(key, NotBegun())
-            elif message["type"] == "result":
-                self._drop(message["attempt"], message)
-            elif message["attempt"] in self._given:
-                self._given[message["attempt"]].hear(message)
+        for message in self._stream.feed(data):
+            match message:
+                case wire.Ended():
+                    if running := self._drop(message.ticket):
+                        running.listener.ended(running, message.result)
+                case wire.Checkpoint():
+                    if running := self._given.get(message.ticket):
+                        running.listener.checkpointed(running, message.number, message.data)
+                case wire.Returned():
+                    for ticket in message.tickets:
+                        if running := self._drop(ticket):
+                            running.handed_over = False
+                            running.listener.returned(running)
+        self._eased(self)
 
     def connection_lost(self, _: Exception | None) -> None:
         self._silent = True
@@ -107,96 +76,101 @@ class Executor(asyncio.Protocol):
         asyncio.get_running_loop().call_later(LAST_WORDS_SECONDS, self.close)
 
     def _tell_of_death(self) -> None:
+        """To the one whose turn it was, and to those that waited behind it."""
         if not self._silent or not self.gone.done():
             return
-        died: Exception = ExecutorDied(self.gone.result())
-        given, self._given = self._given, {}
-        for one in given.values():
-            one.hear(died)
-            died = NotBegun()
+        for ticket in tuple(self._given):
+            running = self._given.pop(ticket)
+            running.executor = None
+            if running.handed_over:
+                running.listener.died(running, _why(self.gone.result()))
+            else:
+                running.listener.returned(running)
 
-    def _drop(self, key: str, message: wire.Message | Exception) -> None:
-        first = next(iter(self._given), None)
-        given = self._given.pop(key, None)
-        if given is None:
-            return
-        given.hear(message)
-        if key == first:
+    def give(self, running: Running) -> None:
+        """Have it run, after those that it was given before."""
+        self._tickets += 1
+        running.executor, running.ticket = self, self._tickets
+        self._given[running.ticket] = running
+        self.load += running.expected
+        if len(self._given) == 1:
             self._begin_next()
+        self._to_run.append(wire.Given(running.ticket, running.attempt))
+        self._flush_soon()
+        if self._silent:
+            self._tell_of_death()
+
+    def _drop(self, ticket: int) -> Running | None:
+        first = next(iter(self._given), None)
+        running = self._given.pop(ticket, None)
+        if running is not None:
+            running.executor = None
+            self.load = self.load - running.expected if self._given else 0.0
+            if ticket == first:
+                self._begin_next()
+        return running
 
     def _begin_next(self) -> None:
-        self.since = asyncio.get_running_loop().time()
+        self._since = asyncio.get_running_loop().time()
         self._asked_back = False
-        for given in self._given.values():
-            given.begun()
+        for running in self._given.values():
+            running.handed_over = True
+            running.listener.begun(running)
             break
 
-    def runs(self, attempt: Attempt) -> bool:
+    def runs(self, running: Running) -> bool:
         """Whether it is this one's turn."""
-        return next(iter(self._given), None) == _key(attempt)
+        return next(iter(self._given.values()), None) is running
 
-    def send(self, message: wire.Message) -> None:
+    def send(self, message: wire.ToExecutor) -> None:
         """Without waiting, with all that is said in this turn: a process that is gone is noticed by its end."""
-        if not self._unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
+        self._encode_runs()
         self._unsent += wire.encode(message)
+        self._flush_soon()
+
+    def _encode_runs(self) -> None:
+        if self._to_run:
+            self._unsent += wire.encode(wire.Run(self._to_run))
+            self._to_run = []
+
+    def _flush_soon(self) -> None:
+        if not self._flushes:
+            self._flushes = True
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
+        self._flushes = False
+        self._encode_runs()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(bytes(self._unsent))
         self._unsent.clear()
 
-    async def run(
-        self, attempt: Attempt, *, checkpoint: Checkpoint, begun: Callable[[], None] = lambda: None
-    ) -> Result:
-        """Run one attempt, after those that it was given before; `begun` is called when that may be.
-
-        Raises ExecutorDied when the process ends in its turn, NotBegun when it ends before or is asked to return it.
-        """
-        key = _key(attempt)
-        given = _Given(begun)
-        self._given[key] = given
-        if len(self._given) == 1:
-            self._begin_next()
-        self.send({"type": "run", "attempt": key, **_plain(attempt)})
-        if self._silent:
-            self._tell_of_death()
-        while True:
-            message = await given.next()
-            if message["type"] == "result":
-                return Result(
-                    outcome=Outcome(message["outcome"]),
-                    output=message.get("output"),
-                    error=message.get("error"),
-                    trace=message.get("trace", ""),
-                    retry=message.get("retry", True),
-                    seconds=message["seconds"],
-                )
-            saved = await checkpoint(attempt, message["number"], message["data"])
-            self.send({"type": "saved", "number": message["number"], "ok": saved})
-
-    def cancel(self, attempt: Attempt) -> None:
+    def cancel(self, running: Running) -> None:
         """Ask the handler of this attempt to stop; one that has ended meanwhile does not notice."""
-        self.send({"type": "cancel", "attempt": _key(attempt)})
+        self.send(wire.Cancel(running.ticket))
 
     def ask_back(self) -> None:
         """Whatever it has not begun."""
         self._asked_back = True
-        self.send({"type": "return"})
+        self.send(wire.Return())
 
     def is_crowded(self) -> bool:
         """Whether others wait for the one that it runs, and have not been asked back."""
         return len(self._given) > 1 and not self._asked_back
 
+    def is_free(self) -> bool:
+        """Whether it lives and has nothing to do."""
+        return not self._given and not self.gone.done()
+
     def has_room(self, expected: float) -> bool:
         """Whether one of so many seconds can be given to it without waiting for long."""
         if self.gone.done() or self._asked_back:
             return False
-        return self.users < MAX_AHEAD and self.load + expected < AHEAD_SECONDS
+        return len(self._given) < MAX_AHEAD and self.load + expected < AHEAD_SECONDS
 
     def is_stuck(self, now: float) -> bool:
         """Whether they wait behind one that takes long."""
-        return self.is_crowded() and now - self.since > PATIENCE_SECONDS
+        return self.is_crowded() and now - self._since > PATIENCE_SECONDS
 
     def close(self) -> None:
         """Give the connection up."""
@@ -204,21 +178,5 @@ class Executor(asyncio.Protocol):
             self._transport.close()
 
 
-def _key(attempt: Attempt) -> str:
-    return f"{attempt.task_id}/{attempt.number}"
-
-
-def _plain(attempt: Attempt) -> wire.Message:
-    """What the handler is told."""
-    return {
-        "task_id": str(attempt.task_id),
-        "job_id": str(attempt.job_id),
-        "user_id": attempt.user_id,
-        "workspace_id": attempt.workspace_id,
-        "number": attempt.number,
-        "handler": attempt.handler,
-        "payload": attempt.payload,
-        "recovered": attempt.recovered,
-        "scheduled_for": attempt.scheduled_for.isoformat(),
-        "checkpoint": attempt.checkpoint,
-    }
+def _why(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"ended with {status}"

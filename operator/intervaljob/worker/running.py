@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
 
 from intervaljob.model.policy import DRAINED, NOT_STARTED
 from intervaljob.model.task import Attempt, Outcome, Result
 from intervaljob.recovery.recover import Lost
-from intervaljob.worker.remote import Executor
+
+if TYPE_CHECKING:
+    from intervaljob.worker.remote import Executor
 
 
-@dataclass(eq=False)
+class Listener(Protocol):
+    """Who hears what becomes of an attempt that was given to an executor."""
+
+    def begun(self, running: Running, /) -> None:
+        """Its turn has come: a handler may see it from now on."""
+
+    def checkpointed(self, running: Running, number: int, data: str, /) -> None:
+        """Its handler waits until this is stored, and the executor has been answered."""
+
+    def ended(self, running: Running, result: Result, /) -> None:
+        """What came of it."""
+
+    def died(self, running: Running, why: str, /) -> None:
+        """Its process ended before it did. Nothing of it runs any more."""
+
+    def returned(self, running: Running, /) -> None:
+        """The executor has not begun it and will not, or has ended before: no handler has seen it."""
+
+
+@dataclass(eq=False, slots=True)
 class Running:
-    """An attempt from its claim to its end; `outcome` says why it is to end early.
+    """An attempt from its claim to its end. `expected` is how many seconds its handler may take.
 
-    `handed_over`: a handler may have seen it.
+    `outcome` says why it is to end early; `handed_over`: a handler may have seen it.
     """
 
     attempt: Attempt
-    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    listener: Listener
+    started_at: datetime
+    expected: float
     executor: Executor | None = None
+    ticket: int = 0
     outcome: Outcome | None = None
     abandoned: bool = False
     handed_over: bool = False
     deadline: asyncio.TimerHandle | None = None
-    ended: asyncio.Event | None = None
+    stopped: asyncio.Event | None = None
+
+    def keep_no_deadline(self) -> None:
+        """It does not run any more, or not yet again."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
 
     def ended_early(self, outcome: Outcome) -> Result:
         """What came of it, whatever its handler returns."""

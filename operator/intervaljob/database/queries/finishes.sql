@@ -2,49 +2,48 @@
 -- The fence: only the attempt that is running now, held by a worker that is alive, can end a task.
 -- Who asked to cancel a task that would be tried again gets it cancelled (River §2.5).
 -- An attempt that is followed by another goes into the task's story.
-WITH input AS (
-    SELECT *
-    FROM jsonb_to_recordset(%(finishes)s::jsonb) AS finish(
-        task_id uuid, attempt integer, status text, output jsonb, error text, entry jsonb, delay_seconds float8
-    )
-), fenced AS (
-    UPDATE {schema}.tasks AS task
-    SET status = outcome.status,
-        output = input.output,
-        error = input.error,
-        failures = task.failures + CASE WHEN outcome.status IN ('failed', 'retrying') THEN 1 ELSE 0 END,
-        finished_at = CASE WHEN outcome.status <> 'retrying' THEN clock_timestamp() END,
-        earlier_attempts = CASE
-            WHEN outcome.status = 'retrying' THEN {schema}.with_attempt(task.earlier_attempts, jsonb_build_object(
-                'attempt', task.attempt, 'worker', %(worker_name)s::text, 'startedAt', task.started_at,
-                'endedAt', clock_timestamp(), 'outcome', 'failed', 'error', left(input.error, 300)
-            ))
-            ELSE task.earlier_attempts
-        END
-    FROM input
-    CROSS JOIN LATERAL (
-        SELECT CASE
-            WHEN input.status = 'retrying' AND EXISTS (
+-- Returned are those that ended otherwise than their workers said, or not at all.
+WITH input AS MATERIALIZED (
+    SELECT task_id, attempt, output, error, entry, delay_seconds, status AS said,
+        CASE
+            WHEN status = 'retrying' AND EXISTS (
                 SELECT
                 FROM {schema}.tasks AS held
                 LEFT JOIN {schema}.river_job AS queue_job ON queue_job.id = held.queue_job_id
                 LEFT JOIN {schema}.jobs AS job ON job.id = held.job_id
-                WHERE held.id = input.task_id
+                WHERE held.id = finish.task_id
                     AND (
                         queue_job.metadata ? 'cancel_attempted_at'
                         OR held.created_at < job.cancel_before
                         OR job.deleted_at IS NOT NULL
                     )
             ) THEN 'cancelled'
-            ELSE input.status
+            ELSE status
         END AS status
-    ) AS outcome
+    FROM jsonb_to_recordset(%(finishes)s::jsonb) AS finish(
+        task_id uuid, attempt integer, status text, output jsonb, error text, entry jsonb, delay_seconds float8
+    )
+), fenced AS (
+    UPDATE {schema}.tasks AS task
+    SET status = input.status,
+        output = input.output,
+        error = input.error,
+        failures = task.failures + CASE WHEN input.status IN ('failed', 'retrying') THEN 1 ELSE 0 END,
+        finished_at = CASE WHEN input.status <> 'retrying' THEN clock_timestamp() END,
+        earlier_attempts = CASE
+            WHEN input.status = 'retrying' THEN {schema}.with_attempt(task.earlier_attempts, jsonb_build_object(
+                'attempt', task.attempt, 'worker', %(worker_name)s::text, 'startedAt', task.started_at,
+                'endedAt', clock_timestamp(), 'outcome', 'failed', 'error', left(input.error, 300)
+            ))
+            ELSE task.earlier_attempts
+        END
+    FROM input
     WHERE task.id = input.task_id
         AND task.attempt = input.attempt
         AND task.worker_id = %(worker)s
         AND task.status = 'running'
         AND EXISTS (SELECT FROM {schema}.workers WHERE id = %(worker)s AND ended_at IS NULL)
-    RETURNING task.id, task.job_id, task.queue_job_id, task.status, task.error, input.entry, input.delay_seconds
+    RETURNING task.id, task.job_id, task.queue_job_id, task.attempt, task.status, task.error, input.entry, input.delay_seconds
 ), queue_jobs AS (
     UPDATE {schema}.river_job AS queue_job
     SET state = CASE fenced.status
@@ -71,7 +70,10 @@ WITH input AS (
     INSERT INTO {schema}.transitions (job_id, task_id, kind, detail)
     SELECT job_id, id, status, left(error, 300) FROM fenced
 )
-SELECT id, status FROM fenced;
+SELECT input.task_id AS id, input.attempt, fenced.status
+FROM input
+LEFT JOIN fenced ON fenced.id = input.task_id AND fenced.attempt = input.attempt
+WHERE fenced.status IS DISTINCT FROM input.said;
 
 -- name: save_checkpoint
 UPDATE {schema}.tasks
