@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 from support import RETURNED, Execute, Work
 
@@ -155,7 +156,8 @@ async def test_there_is_room_for_a_batch_of_them(work: Work, execute: Execute) -
     for _ in range(200):
         await work.enqueue(job)
     attempts = await work.claim(worker, limit=200)
-    finishes = as_records(vars(conclude(one, RETURNED, started_at=LONG_AGO)) for one in attempts)
+    ends = [conclude(one, RETURNED, started_at=LONG_AGO) for one in attempts]
+    finishes = msgspec.json.encode(ends).decode()
     async with work.database.transaction() as session:
         await session.fetch("finish_tasks", worker=worker.id, worker_name=worker.name, finishes=finishes)
         cursor = await session.connection.execute(
