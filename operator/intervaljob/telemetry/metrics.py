@@ -79,7 +79,7 @@ TASKS_FINISHED = Counter("intervaljob_tasks_finished_total", "Attempts finished,
 TASK_SECONDS = Histogram("intervaljob_task_seconds", "Run time of attempts.", buckets=_DURATIONS)
 PICKUP_SECONDS = Histogram(
     "intervaljob_pickup_seconds",
-    "Time from when an occurrence was due to when its first attempt was handed to an executor.",
+    "Time from when a queue job could be claimed to when its first attempt was handed to an executor.",
     buckets=_DELAYS,
 )
 TASKS_RUNNING = Gauge("intervaljob_tasks_running", "Tasks that run now.")

@@ -69,7 +69,8 @@ class Attempts:
         now = datetime.now(UTC)
         for attempt in claimed:
             if attempt.number == 1:
-                metrics.PICKUP_SECONDS.observe(max(0.0, (now - attempt.scheduled_for).total_seconds()))
+                waited = now - max(attempt.created_at, attempt.scheduled_for)
+                metrics.PICKUP_SECONDS.observe(max(0.0, waited.total_seconds()))
             running = Running(attempt, self, now, self._pace.expected(attempt.handler))
             self.running[attempt.task_id] = running
             self._place(running)
