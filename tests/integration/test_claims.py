@@ -53,6 +53,12 @@ async def test_args_that_cannot_be_read_are_refused(work: Work, args: object, sa
         """args = args || ('{"x": ' || repeat('[', 3000) || repeat(']', 3000) || '}')::jsonb""",
         """args = args || ('{"payload": ' || repeat('[', 3000) || repeat(']', 3000) || '}')::jsonb""",
         """args = args || ('{"x": ' || repeat('1', 5000) || '}')::jsonb""",
+        "created_at = 'infinity'",
+        "created_at = '-infinity'",
+        "created_at = '20000-01-01'",
+        """metadata = '{"intervaljob:due": "infinity"}'""",
+        """args = args - 'user_id'""",
+        """args = args || '{"user_id": 5, "workspace_id": []}'""",
     ],
 )
 async def test_a_senseless_queue_job_ends_no_worker_and_holds_up_no_other(work: Work, change: str) -> None:
@@ -61,6 +67,14 @@ async def test_a_senseless_queue_job_ends_no_worker_and_holds_up_no_other(work: 
     job = await work.add_job()
     await work.enqueue(job)
     assert job in {attempt.job_id for attempt in await work.claim(await work.worker())}
+
+
+@pytest.mark.parametrize("change", ["id = -id", "id = id + 281474976710656 * 4096"])
+async def test_queue_jobs_of_strange_numbers_have_tasks_of_their_own(work: Work, change: str) -> None:
+    for _ in range(2):
+        await work.enqueue(await work.add_job())
+    await work.execute(f"UPDATE {{schema}}.river_job SET {change}")
+    assert len({attempt.task_id for attempt in await work.claim(await work.worker())}) == 2
 
 
 async def test_a_job_that_does_not_exist_is_refused(work: Work) -> None:
@@ -150,7 +164,7 @@ async def test_a_recovery_job_reuses_its_task_and_raises_the_attempt(work: Work)
     worker = await work.worker()
     (attempt,) = await work.claim(worker)
     assert (attempt.task_id, attempt.number, attempt.recovered) == (lost.task_id, 2, True)
-    assert (attempt.payload, attempt.checkpoint) == ("input", {"page": 3})
+    assert (attempt.payload, attempt.checkpoint) == ("input", '{"page": 3}')
     assert attempt.scheduled_for == lost.scheduled_for
     task = await work.task(lost.task_id)
     assert (task["status"], task["attempt"], task["worker_id"]) == ("running", 2, worker.id)

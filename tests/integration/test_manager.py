@@ -1,6 +1,7 @@
 """A manager in this process: what lost answers, locked tables and stubborn handlers do to it."""
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ from intervaljob.database.connection import Database
 from intervaljob.errors import DatabaseUnavailable
 from intervaljob.recovery.recover import give_back
 from intervaljob.worker import attempts as module
+from intervaljob.worker.pace import Pace
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 
@@ -91,3 +93,57 @@ async def test_a_claim_that_commits_after_it_was_given_up_is_found_and_its_task_
         await eventually(ended, what="given back and run")
     (lost,) = (await work.task(attempt.task_id))["earlier_attempts"]
     assert (lost["evidence"], lost["recovered"]) == ("claim_lost", True)
+
+
+async def test_a_cancellation_of_what_waits_for_an_executor_concerns_nothing_else(
+    database_url: str, work: Work, tmp_path: Path
+) -> None:
+    async with managed(database_url, concurrency=1) as (manager, executors, _):
+        job = await work.add_job(handler="test.waits", payload=payload(tmp_path))
+        await work.enqueue(job)
+        await begun(manager, executors)
+        manager._settings = manager._settings.model_copy(update={"concurrency": 3})  # as if it had been quick so far
+        manager._attempts._pace = Pace(3)
+        waits = [await work.enqueue(job) for _ in range(2)]
+        await eventually(lambda: len(manager._attempts.running) == 3, what="two wait")
+        for queue_job in waits:
+            message = json.dumps({"action": "cancel", "job_id": queue_job, "queue": "default"})
+            await work.execute("SELECT pg_notify('intervaljob.river_control', %(message)s)", message=message)
+        await eventually(lambda: len(manager._attempts.running) == 1, what="they are cancelled")
+        (tmp_path / "go").touch()
+
+        async def ended() -> bool:
+            return sorted(task["status"] for task in await work.tasks()) == ["cancelled", "cancelled", "succeeded"]
+
+        await eventually(ended, what="the first one goes on")
+
+
+async def test_what_has_no_place_is_handed_back_once_and_not_claimed_again_and_again(
+    database_url: str, work: Work, tmp_path: Path
+) -> None:
+    """Tasks were quick, and the worker holds many; now long ones have taken every place."""
+    async with managed(database_url, concurrency=2) as (manager, _, _):
+        for _ in range(80):
+            manager._attempts._pace.note("test.sync", 0.00001)
+        slow = await work.add_job(handler="test.waits", payload=payload(tmp_path))
+        quick = await work.add_job(handler="test.sync", payload="1")
+        for _ in range(2):
+            await work.enqueue(slow)
+        for _ in range(10):
+            await work.enqueue(quick)
+
+        async def handed_back() -> bool:
+            return len([task for task in await work.tasks() if task["status"] == "recovering"]) == 10
+
+        await eventually(handed_back, what="the others were handed back")
+        for _ in range(3):  # looks of the worker at the queue
+            manager._look.set()
+            await eventually(lambda: not manager._look.is_set(), what="it looks")
+        assert manager._attempts.free() == 0
+        assert max(task["attempt"] for task in await work.tasks()) == 1
+        (tmp_path / "go").touch()
+
+        async def ended() -> bool:
+            return {task["status"] for task in await work.tasks()} == {"succeeded"}
+
+        await eventually(ended, what="all have ended")

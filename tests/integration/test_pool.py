@@ -115,7 +115,7 @@ async def test_checkpoints_are_saved_in_order_before_the_handler_goes_on(executo
         saved.append(json.loads(data))
         return True
 
-    attempt = attempt_of("test.checkpoints", [1, {"two": 2}, None], checkpoint={"page": 7})
+    attempt = attempt_of("test.checkpoints", [1, {"two": 2}, None], checkpoint='{"page": 7}')
     result = await Placed(executors, attempt, save=save).result
     assert saved == [1, {"two": 2}, None]
     assert result.output == {"last": {"page": 7}}

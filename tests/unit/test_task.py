@@ -170,3 +170,17 @@ def test_no_text_keeps_a_character_that_jsonb_refuses(text: str) -> None:
 def test_what_is_no_json_is_refused(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         storable_json(value)
+
+
+@pytest.mark.parametrize(("text", "fits"), [("[" * 200 + "]" * 200, True), ("[" * 201 + "]" * 201, False)])
+def test_what_is_nested_too_deeply_is_refused(text: str, fits: bool) -> None:
+    if fits:
+        assert storable_json(json.loads(text)) == text
+    else:
+        with pytest.raises(ValueError, match="nested deeper than 200"):
+            storable_json(json.loads(text))
+
+
+def test_brackets_beside_each_other_and_in_strings_are_no_depth() -> None:
+    value = [{"[": '"[{'}] * 300
+    assert json.loads(storable_json(value)) == value

@@ -23,6 +23,8 @@ NOTHING = Raw(b"null")
 
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_CHECKPOINT_BYTES = 64 * 1024
+#: Of lists and objects in each other: what is deeper, some reader of it may refuse, or run out of stack at.
+MAX_DEPTH = 200
 
 #: The reason of a refusal by which an occurrence goes unrun because somebody wanted that.
 CANCELLED = "cancelled"
@@ -48,7 +50,7 @@ class Refusal:
 
 
 class Attempt(Struct, frozen=True, kw_only=True, array_like=True):
-    """One try of a task by one worker: all that the worker and its executor know of it."""
+    """One try of a task by one worker: all that the worker and its executor know of it. `checkpoint` is JSON."""
 
     task_id: UUID
     job_id: UUID
@@ -62,7 +64,7 @@ class Attempt(Struct, frozen=True, kw_only=True, array_like=True):
     scheduled_for: datetime
     created_at: datetime
     failures: int
-    checkpoint: Json
+    checkpoint: str | None
     active_deadline_seconds: int | None
     backoff_limit: int
     backoff_initial_seconds: int
@@ -108,13 +110,31 @@ class Finish(Struct, frozen=True, omit_defaults=True):
 _ESCAPE = re.compile(r"\\(?:\\|ud[89ab]..\\ud[c-f]..|(u0000|ud[89a-f]..))")
 
 
+#: In the text of a JSON value: a string, an opening bracket as group 1, a closing one as group 2.
+_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])')
+
+
 def storable_json(value: Json) -> str:
     """A value as JSON text in ASCII that jsonb takes: characters that it refuses are replaced with U+FFFD.
 
-    Raises TypeError, ValueError (NaN and the infinities) or RecursionError for what is no JSON.
+    Raises TypeError, ValueError (NaN and the infinities, or deeper than MAX_DEPTH) or RecursionError for what is none.
     """
     text = json.dumps(value, allow_nan=False)
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
     return _ESCAPE.sub(lambda escape: "\\ufffd" if escape[1] else escape[0], text)
+
+
+def _depth(text: str) -> int:
+    """How many lists and objects of a JSON text are in each other at most."""
+    depth = deepest = 0
+    for bracket in _BRACKET.finditer(text):
+        if bracket[1]:
+            depth += 1
+            deepest = max(depth, deepest)
+        elif bracket[2]:
+            depth -= 1
+    return deepest
 
 
 def judge(args: QueueArgs, row: Mapping[str, Any], *, queued_at: datetime) -> Refusal | None:

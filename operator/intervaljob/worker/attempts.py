@@ -162,6 +162,7 @@ class Attempts:
             await asyncio.sleep(HOLD_SECONDS / 2)
             for running in self._pool.withdraw_older(HOLD_SECONDS):
                 if len(self.running) > self._settings.concurrency:
+                    self._pace.slow()
                     self._lose(running, NOT_STARTED, "the worker had no place for it")
                 else:
                     self._place(running)
@@ -169,7 +170,12 @@ class Attempts:
     def abandon(self, running: Running) -> None:
         """The attempt is no longer ours: it is stopped, and its end is not recorded."""
         running.abandoned = True
-        self.stop(running, Outcome.CANCELLED)
+        if running.outcome is None:
+            self.stop(running, Outcome.CANCELLED)
+        elif running.executor is not None and running.executor.runs(
+            running
+        ):  # its handler was asked, and takes its time
+            self._start(self._pool.kill(running.executor), name=f"stop {running.attempt.task_id}")
 
     def stop(self, running: Running, outcome: Outcome) -> None:
         """It is to end early, for this reason unless there is one already."""

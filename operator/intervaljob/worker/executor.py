@@ -63,7 +63,8 @@ class Executor:
         self._is_sending = False
         self._current: int | None = None
         self._unwanted: set[int] = set()
-        self._asyncio_task: tuple[asyncio.AbstractEventLoop, asyncio.Task[Json]] | None = None
+        self._signalled: int | None = None
+        self._asyncio_task: tuple[int, asyncio.AbstractEventLoop, asyncio.Task[Json]] | None = None
 
     def serve(self) -> None:
         """Run tasks for ever; the process ends with its connection."""
@@ -98,10 +99,10 @@ class Executor:
                 self._say(wire.Returned(list(self._take_back())))
             case wire.Cancel():
                 if len(self._unwanted) >= _MOST_UNWANTED:
-                    self._unwanted.pop()
+                    self._unwanted.discard(min(self._unwanted))
                 self._unwanted.add(message.ticket)
                 if self._current == message.ticket:
-                    self._cancel()
+                    self._cancel(message.ticket)
 
     def _take_back(self) -> Iterator[int]:
         """What the main thread has not taken yet."""
@@ -109,17 +110,22 @@ class Executor:
             while True:
                 yield self._runs.get_nowait().ticket
 
-    def _cancel(self) -> None:
+    def _cancel(self, ticket: int) -> None:
+        """Of this attempt only: the main thread may be at the next one already."""
         running = self._asyncio_task
         if running is None:
+            self._signalled = ticket
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        else:
-            loop, task = running
+        elif running[0] == ticket:
+            _, loop, task = running
             with suppress(RuntimeError):  # the loop has closed: the handler has just ended
                 loop.call_soon_threadsafe(task.cancel)
 
     def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
-        if self._current is not None and not self._is_sending:  # half a message must not be sent
+        meant, self._signalled = self._signalled, None  # none: the handler's own signal
+        if self._current is None or self._is_sending:  # half a message must not be sent
+            return
+        if meant in (None, self._current):
             raise TaskCancelled
 
     def _begin(self, ticket: int) -> None:
@@ -157,7 +163,7 @@ class Executor:
     async def _await(self, function: Handler, task: Task, ticket: int) -> Json:
         current = asyncio.current_task()
         assert current is not None
-        self._asyncio_task = (asyncio.get_running_loop(), current)
+        self._asyncio_task = (ticket, asyncio.get_running_loop(), current)
         self._begin(ticket)
         return await function(task)
 
@@ -172,7 +178,7 @@ class Executor:
             attempt=attempt.number,
             recovered=attempt.recovered,
             scheduled_for=attempt.scheduled_for,
-            last_checkpoint=attempt.checkpoint,
+            last_checkpoint=None if attempt.checkpoint is None else json.loads(attempt.checkpoint),
             logger=logging.LoggerAdapter(self._logger(attempt.handler), fields),
             save=functools.partial(self._save, ticket),
         )

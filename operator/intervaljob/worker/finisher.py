@@ -81,7 +81,7 @@ class Finisher:
         otherwise = {(row["id"], row["attempt"]): row["status"] for row in rows}
         written: Counter[str] = Counter()
         for attempt, finish in batch:
-            status = otherwise.get((attempt.task_id, attempt.number), finish.status) if otherwise else finish.status
+            status = otherwise.get((attempt.task_id, attempt.number), finish.status)
             if status is not None:
                 written[status] += 1
             self._report(attempt, finish, status, again=again)

@@ -192,7 +192,7 @@ class Manager:
             if message.get("worker") == str(self._worker.id):
                 raise Over("an operator condemned this worker")
         elif topic == "river_control" and message.get("action") == "cancel":
-            for running in self._attempts.running.values():
+            for running in tuple(self._attempts.running.values()):
                 if running.attempt.queue_job_id == message.get("job_id"):
                     self._attempts.stop(running, Outcome.CANCELLED)
         elif topic != "river_insert" or message.get("queue") in self._settings.queues:

@@ -28,6 +28,10 @@ class Pace:
         """Of the next attempt."""
         return self._seconds.get(handler, AHEAD_SECONDS)
 
+    def slow(self) -> None:
+        """Attempts that were claimed had no place soon: until more of them have ended, none is taken to be quick."""
+        self._all = AHEAD_SECONDS
+
     def most(self) -> int:
         """How many attempts a worker may hold: one for each place, or what is soon begun where they are quick."""
         ahead = min(MAX_AHEAD, int(AHEAD_SECONDS / max(self._all, 1e-6)))

@@ -180,7 +180,7 @@ class Pool:
     async def _welcome(self, pid: int, descriptor: int) -> None:
         connection = socket.socket(fileno=descriptor)
         connection.setblocking(False)
-        executor = Executor(pid, eased=self._eased)
+        executor = Executor(pid, connection, eased=self._eased)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: executor, connection)
         self._executors[pid] = executor
         self._forking -= 1

@@ -7,13 +7,16 @@ manager between two of them; as soon as the first keeps it busy, the rest comes 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from intervaljob.worker import wire
 from intervaljob.worker.running import Running
 
 #: Bound on hearing the end of what an executor said after it has died: somebody may have its end of the connection.
 LAST_WORDS_SECONDS = 1.0
+LAST_WORDS_BYTES = 65_536
 
 #: An executor is given attempts for so many seconds of work, and so many, beyond the one that it runs.
 AHEAD_SECONDS = 0.002
@@ -28,8 +31,9 @@ class Executor(asyncio.Protocol):
     `load` is how many seconds of work it is expected to have. `eased` is called when it has less of it than before.
     """
 
-    def __init__(self, pid: int, *, eased: Callable[[Executor], None]) -> None:
+    def __init__(self, pid: int, connection: socket.socket, *, eased: Callable[[Executor], None]) -> None:
         self.pid = pid
+        self._connection = connection
         self.gone: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.load = 0.0
         self.is_idle = False
@@ -66,8 +70,14 @@ class Executor(asyncio.Protocol):
         self._eased(self)
 
     def connection_lost(self, _: Exception | None) -> None:
+        """A failed write makes asyncio deaf: what the executor said before that is still to be read."""
         self._silent = True
-        self._tell_of_death()
+        try:
+            with suppress(OSError):
+                while data := self._connection.recv(LAST_WORDS_BYTES):
+                    self.data_received(data)
+        finally:
+            self._tell_of_death()
 
     def bury(self, status: int) -> None:
         """It is gone. What it said before that is heard first."""
@@ -160,11 +170,11 @@ class Executor(asyncio.Protocol):
 
     def is_free(self) -> bool:
         """Whether it lives and has nothing to do."""
-        return not self._given and not self.gone.done()
+        return not self._given and not self._silent and not self.gone.done()
 
     def has_room(self, expected: float) -> bool:
         """Whether one of so many seconds can be given to it without waiting for long."""
-        if self.gone.done() or self._asked_back:
+        if self._silent or self.gone.done() or self._asked_back:
             return False
         return len(self._given) < MAX_AHEAD and self.load + expected < AHEAD_SECONDS
 

@@ -1,14 +1,14 @@
 -- name: claim_queue_jobs
 -- River §2.4. A worker that was declared dead, or is to end, claims nothing; a paused queue gives nothing.
 -- A plain queue job begins a task here and now: its args are as the scheduler writes them, it names no task, has not been
--- attempted before, and nothing of its job stands in the way. Of the others, which are left as they are, only the id comes
--- back. A task's id ends with its queue job's and begins like those that were claimed with it: such keys are written to
+-- attempted before, and nothing of its job stands in the way. Of the others, which are left as they are, only their
+-- place in the queue comes back. A task's id ends with its queue job's and begins like those that were claimed with it: such keys are written to
 -- few pages of the index. The look begins at a place in the order of claims (worker/head.py).
 WITH claim AS (
     SELECT gen_random_uuid()::text AS uuid
 ), picked AS (
-    SELECT id, priority, scheduled_at, args, created_at,
-        coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
+    SELECT id, priority, scheduled_at, args, greatest('0001-01-02', least(created_at, '9999-01-01')) AS created_at,
+        greatest('0001-01-02', least(coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at), '9999-01-01')) AS due,
         attempt = 0 AND jsonb_typeof(args) = 'object' AND NOT args ? 'task_id'
             AND jsonb_typeof(args -> 'payload') = 'string'
             AND args ->> 'job_id' ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' AS is_new
@@ -27,8 +27,8 @@ WITH claim AS (
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ), known AS (
-    SELECT picked.*, overlay(claim.uuid PLACING lpad(to_hex(picked.id), 12, '0') FROM 25)::uuid AS task_id,
-        job.id AS job_id, job.handler, job.active_deadline_seconds, job.backoff_limit, job.backoff_initial_seconds,
+    SELECT picked.*, overlay(claim.uuid PLACING right(lpad(to_hex(picked.id), 16, '0'), 12) FROM 25)::uuid AS task_id,
+        job.id AS job_id, job.user_id::text, job.workspace_id::text, job.handler, job.active_deadline_seconds, job.backoff_limit, job.backoff_initial_seconds,
         job.backoff_max_seconds
     FROM picked
     CROSS JOIN claim
@@ -64,8 +64,8 @@ WITH claim AS (
     INSERT INTO {schema}.transitions (job_id, task_id, kind)
     SELECT job_id, task_id, 'started' FROM known WHERE job_id IS NOT NULL
 )
-SELECT id, priority, scheduled_at, created_at, due, task_id, job_id, args ->> 'user_id' AS user_id,
-    args ->> 'workspace_id' AS workspace_id, args ->> 'payload' AS payload, handler, active_deadline_seconds,
+SELECT id, priority, scheduled_at, created_at, due, task_id, job_id, user_id, workspace_id,
+    CASE WHEN job_id IS NOT NULL THEN args ->> 'payload' END AS payload, handler, active_deadline_seconds,
     backoff_limit, backoff_initial_seconds, backoff_max_seconds
 FROM known;
 
@@ -95,7 +95,7 @@ RETURNING id, CASE WHEN jsonb_typeof(args) = 'object' THEN (
         )
         FROM jsonb_each(args)
         WHERE key IN ('job_id', 'user_id', 'workspace_id', 'payload', 'task_id')
-    ) END AS args, attempt, created_at, coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
+    ) END AS args, attempt, greatest('0001-01-02', least(created_at, '9999-01-01')) AS created_at, greatest('0001-01-02', least(coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at), '9999-01-01')) AS due,
     now() AS now;
 
 -- name: look_up_claims
@@ -105,7 +105,7 @@ SELECT claim.queue_job_id,
     job.id AS job_id, job.deleted_at, job.cancel_before, job.concurrency_policy, job.handler, job.name, job.namespace, job.active_deadline_seconds,
     job.backoff_limit, job.backoff_initial_seconds, job.backoff_max_seconds,
     task.id AS task_id, task.job_id AS task_job_id, task.status, task.attempt, task.recoveries, task.failures,
-    task.checkpoint, task.payload AS task_payload, task.scheduled_for, task.created_at AS task_created_at,
+    task.checkpoint::text AS checkpoint, task.payload AS task_payload, task.scheduled_for, task.created_at AS task_created_at,
     job.concurrency_policy = 'Replace' AND EXISTS (
         SELECT
         FROM (
