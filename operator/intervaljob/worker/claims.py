@@ -30,8 +30,8 @@ async def claim(
     """Claim at most `limit` queue jobs; returns the attempts to run, and how many queue jobs there were."""
     start, began = head.start(), time.monotonic()
     rows = await database.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit, **start._asdict())
-    found = [Key(row["priority"], row["scheduled_at"], row["id"]) for row in rows]
-    head.looked(start, found, seconds=time.monotonic() - began)
+    found = (Key(row["priority"], row["scheduled_at"], row["id"]) for row in rows)
+    head.looked(start, found, count=len(rows), seconds=time.monotonic() - began)
     attempts = [_begun(row) for row in rows if row["job_id"] is not None]
     if others := [row["id"] for row in rows if row["job_id"] is None]:
         attempts += await _claim_others(database, others, worker=worker)

@@ -9,7 +9,7 @@ long as it took. What comes to lie before that meanwhile, of a higher priority o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -42,8 +42,10 @@ class Head:
         """Of the next look."""
         return self._key if self._clock() < self._until else BEGINNING
 
-    def looked(self, start: Key, found: Sequence[Key], *, seconds: float) -> None:
-        """A look from there found these queue jobs, and took so long."""
-        self._key = max(found, default=self._key if start == BEGINNING else start)
-        if start == BEGINNING and seconds > SLOW_SECONDS + len(found) * FOUND_SECONDS:
+    def looked(self, start: Key, found: Iterable[Key], *, count: int, seconds: float) -> None:
+        """A look from there found these queue jobs, so many, and took so long. Most looks are quick, and need no key."""
+        slow = start == BEGINNING and seconds > SLOW_SECONDS + count * FOUND_SECONDS
+        if slow or start != BEGINNING:
+            self._key = max(found, default=self._key if start == BEGINNING else start)
+        if slow:
             self._until = self._clock() + SHARE * seconds
