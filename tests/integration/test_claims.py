@@ -251,7 +251,7 @@ async def test_after_a_slow_look_claims_go_on_in_order_and_the_next_from_the_beg
     low, *others = [await work.enqueue(job, priority=priority) for priority in (1, 3, 2, 4, 3)]
     row = await work.queue_job(others[1])
     slow = Head(lambda: 0.0)
-    slow.looked(BEGINNING, [Key(row["priority"], row["scheduled_at"], row["id"])], seconds=60)
+    slow.looked(BEGINNING, [Key(row["priority"], row["scheduled_at"], row["id"])], count=1, seconds=60)
 
     async def claimed(head: Head, limit: int) -> list[int]:
         worker = await work.worker()

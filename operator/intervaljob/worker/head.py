@@ -43,7 +43,7 @@ class Head:
         return self._key if self._clock() < self._until else BEGINNING
 
     def looked(self, start: Key, found: Iterable[Key], *, count: int, seconds: float) -> None:
-        """A look from there found these queue jobs, so many, and took so long. Most looks are quick, and need no key."""
+        """A look from there found these queue jobs, so many, and took so long. Most are quick, and need no key."""
         slow = start == BEGINNING and seconds > SLOW_SECONDS + count * FOUND_SECONDS
         if slow or start != BEGINNING:
             self._key = max(found, default=self._key if start == BEGINNING else start)
