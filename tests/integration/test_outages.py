@@ -128,6 +128,7 @@ class LostAnswer:
                 if b"'started' FROM known" in data and not self.lost:
                     self.lost += 1
                     back.cancel()
+                    await asyncio.gather(back, return_exceptions=True)
                     there_writer.write(data)
                     await there_reader.read(65_536)  # the database has committed
                     return
