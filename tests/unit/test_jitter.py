@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
+from definitions import WANTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from intervaljob.model.custom_resource import NIL, Definition, IntervalJob
+from intervaljob.model.custom_resource import Definition, IntervalJob
 from intervaljob.model.job import delay_of, reconcile, schedule_of
 from intervaljob.model.schedule import Cron, Interval, Plan, Skipped, after, jitter, plan
 
@@ -17,26 +18,7 @@ MINUTE = timedelta(minutes=1)
 BORN = datetime(2026, 3, 28, 12, 0, tzinfo=UTC)
 UID = UUID("0b0c7a52-7d52-4b3e-9a3f-0d6c1a9d8a11")
 #: A window in which the clocks of Berlin jump.
-CRON = Definition(
-    handler="report",
-    payload="",
-    user_id=NIL,
-    workspace_id=NIL,
-    queue="default",
-    priority=1,
-    interval_seconds=None,
-    schedule="30 2,3 * * *",
-    time_zone="Europe/Berlin",
-    jitter_seconds=0,
-    concurrency_policy="Allow",
-    suspend=False,
-    active_deadline_seconds=None,
-    backoff_limit=3,
-    backoff_initial_seconds=10,
-    backoff_max_seconds=360,
-    recovery_policy="Rerun",
-    recovery_limit=3,
-)
+CRON = replace(WANTED, payload="", interval_seconds=None, schedule="30 2,3 * * *", time_zone="Europe/Berlin")
 INTERVAL = replace(CRON, interval_seconds=3600, schedule=None, time_zone=None)
 
 uids = st.uuids()

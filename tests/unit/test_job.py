@@ -6,9 +6,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from definitions import WANTED
 
 from intervaljob.errors import ResourceError
-from intervaljob.model.custom_resource import NIL, Definition, IntervalJob
+from intervaljob.model.custom_resource import Definition, IntervalJob
 from intervaljob.model.job import Change, reconcile, schedule_of
 from intervaljob.model.schedule import Cron, Interval
 
@@ -27,26 +28,6 @@ RESOURCE = IntervalJob(
     deleting=False,
     spec={},
     status={},
-)
-WANTED = Definition(
-    handler="report",
-    payload="{}",
-    user_id=NIL,
-    workspace_id=NIL,
-    queue="default",
-    priority=1,
-    interval_seconds=60,
-    schedule=None,
-    time_zone=None,
-    jitter_seconds=0,
-    concurrency_policy="Allow",
-    suspend=False,
-    active_deadline_seconds=None,
-    backoff_limit=3,
-    backoff_initial_seconds=10,
-    backoff_max_seconds=360,
-    recovery_policy="Rerun",
-    recovery_limit=3,
 )
 PROBLEM = ResourceError("InvalidSchedule", "spec.schedule: write five fields")
 

@@ -71,8 +71,7 @@ class Attempts:
             if attempt.number == 1:
                 waited = now - max(attempt.created_at, attempt.scheduled_for)
                 metrics.PICKUP_SECONDS.observe(max(0.0, waited.total_seconds()))
-            running = Running(attempt, self, now, self._pace.expected(attempt.handler))
-            self.running[attempt.task_id] = running
+            self.running[attempt.task_id] = running = Running(attempt, self, now)
             self._place(running)
 
     def free(self) -> int:
@@ -172,10 +171,9 @@ class Attempts:
         running.abandoned = True
         if running.outcome is None:
             self.stop(running, Outcome.CANCELLED)
-        elif running.executor is not None and running.executor.runs(
-            running
-        ):  # its handler was asked, and takes its time
-            self._start(self._pool.kill(running.executor), name=f"stop {running.attempt.task_id}")
+        elif (executor := running.executor) is not None and executor.runs(running):
+            # Its handler was asked to stop, and takes its time.
+            self._start(self._pool.kill(executor), name=f"stop {running.attempt.task_id}")
 
     def stop(self, running: Running, outcome: Outcome) -> None:
         """It is to end early, for this reason unless there is one already."""

@@ -44,7 +44,7 @@ class Running:
     attempt: Attempt
     listener: Listener
     started_at: datetime
-    expected: float
+    expected: float = 0.0
     executor: Executor | None = None
     ticket: int = 0
     outcome: Outcome | None = None
