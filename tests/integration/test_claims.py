@@ -13,6 +13,8 @@ from intervaljob.worker.head import BEGINNING, Head, Key
 
 RAISED = Result(Outcome.RAISED, error="no luck")
 
+NOBODY = str(UUID(int=1))
+
 
 async def refused(work: Work, queue_job: int, *, saying: str) -> None:
     """Claim everything: nothing is to run, and the queue job is to end with an entry that says why."""
@@ -37,6 +39,10 @@ async def refused(work: Work, queue_job: int, *, saying: str) -> None:
         (
             {"job_id": "x", "user_id": str(UUID(int=1)), "workspace_id": str(UUID(int=2)), "payload": ""},
             "args.job_id is not a uuid",
+        ),
+        *(
+            ({"job_id": no_uuid, "user_id": NOBODY, "workspace_id": NOBODY, "payload": ""}, "args.job_id is not a uuid")
+            for no_uuid in ("-" * 36, f"-{NOBODY[1:]}", f"{NOBODY[:-1]}g")
         ),
         ({"job_id": str(UUID(int=1)), "payload": {}}, "args.payload is not a string"),
     ],
@@ -148,6 +154,14 @@ async def test_a_claim_creates_the_task_with_attempt_one(work: Work) -> None:
     assert (task["payload"], task["queue_job_id"]) == ("input", attempt.queue_job_id)
     assert (attempt.number, attempt.recovered, attempt.payload) == (1, False, "input")
     assert attempt.active_deadline_seconds == 7
+    (job,) = await work.execute("SELECT * FROM {schema}.jobs")
+    assert (attempt.job_id, attempt.user_id, attempt.workspace_id, attempt.handler) == (
+        *(job["id"], str(job["user_id"]), str(job["workspace_id"]), job["handler"]),
+    )
+    backoff = ("backoff_limit", "backoff_initial_seconds", "backoff_max_seconds")
+    assert [getattr(attempt, name) for name in backoff] == [job[name] for name in backoff]
+    assert (attempt.scheduled_for, attempt.created_at) == (task["scheduled_for"], task["created_at"])
+    assert (attempt.failures, attempt.checkpoint) == (0, None)
     queue_job = await work.queue_job(attempt.queue_job_id)
     assert (queue_job["state"], queue_job["attempt"]) == ("running", 1)
     assert queue_job["attempted_by"] == [str(worker.id)]

@@ -147,3 +147,35 @@ async def test_what_has_no_place_is_handed_back_once_and_not_claimed_again_and_a
             return {task["status"] for task in await work.tasks()} == {"succeeded"}
 
         await eventually(ended, what="all have ended")
+
+
+async def test_what_runs_for_a_while_is_news_and_what_is_quick_only_by_its_end(
+    database_url: str, work: Work, tmp_path: Path
+) -> None:
+    async def news() -> dict[str, list[Any]]:
+        rows = await work.execute("SELECT task_id, kind FROM {schema}.transitions ORDER BY id")
+        return {kind: [row["task_id"] for row in rows if row["kind"] == kind] for kind in ("started", "succeeded")}
+
+    async with managed(database_url):
+        await work.enqueue(await work.add_job(handler="test.waits", payload=payload(tmp_path)))
+
+        async def long_one_is_shown() -> bool:
+            return len((await news())["started"]) == 1
+
+        await eventually(long_one_is_shown, what="a note that it runs")
+        (long_one,) = await work.tasks()
+        quick = await work.add_job(handler="test.ignores_sigterm")
+        for _ in range(3):
+            await work.enqueue(quick)
+
+        async def all_quick_ones_ended() -> bool:
+            return len((await news())["succeeded"]) == 3
+
+        await eventually(all_quick_ones_ended, what="the ends of the quick ones")
+        (tmp_path / "go").touch()
+
+        async def all_ended() -> bool:
+            return len((await news())["succeeded"]) == 4
+
+        await eventually(all_ended, what="the end of the long one")
+        assert (await news())["started"] == [long_one["id"]]

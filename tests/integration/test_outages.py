@@ -125,7 +125,7 @@ class LostAnswer:
         back = asyncio.create_task(_copy(there_reader, writer), name="back")
         try:
             while data := await reader.read(65_536):
-                if b"'started' FROM known" in data and not self.lost:
+                if b"began AS (" in data and not self.lost:
                     self.lost += 1
                     back.cancel()
                     await asyncio.gather(back, return_exceptions=True)

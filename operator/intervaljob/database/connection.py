@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from importlib import resources
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import AsyncRowFactory, DictRow, TupleRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from intervaljob.errors import DatabaseError, DatabaseUnavailable, SettingsError
@@ -27,6 +27,7 @@ from intervaljob.settings import DatabaseSettings
 
 Row = DictRow
 Queries = Mapping[str, bytes]
+R = TypeVar("R")
 
 #: Every statement finds its rows by an index, in tables that grow faster than their statistics are renewed. A plan that
 #: is kept from when a table was small reads all of it later on; by the default cost of a random page, made for disks,
@@ -75,8 +76,18 @@ class Session:
 
         Raises DatabaseUnavailable when the connection or the server is gone, DatabaseError when it refuses.
         """
+        return await self._fetch(dict_row, query, parameters)
+
+    async def fetch_tuples(self, query: str, /, **parameters: object) -> list[TupleRow]:
+        """The same rows without their columns' names: for queries that return thousands a second."""
+        return await self._fetch(tuple_row, query, parameters, binary=True)
+
+    async def _fetch(
+        self, make: AsyncRowFactory[R], query: str, parameters: dict[str, object], *, binary: bool = False
+    ) -> list[R]:
         try:
-            cursor = await self.connection.execute(self._queries[query], parameters or None)
+            cursor = self.connection.cursor(row_factory=make, binary=binary)
+            await cursor.execute(self._queries[query], parameters or None)
             return await cursor.fetchall() if cursor.description else []
         except UNAVAILABLE as error:
             raise DatabaseUnavailable(f"{query}: {_line(error)}") from error
@@ -189,6 +200,11 @@ class Database:
         """The rows of a named query, in a transaction of its own."""
         async with self.session() as session:
             return await session.fetch(query, **parameters)
+
+    async def fetch_tuples(self, query: str, /, **parameters: object) -> list[TupleRow]:
+        """The same rows without their columns' names."""
+        async with self.session() as session:
+            return await session.fetch_tuples(query, **parameters)
 
     async def listen(self, *topics: str) -> AsyncGenerator[tuple[str, str], None]:
         """(topic, payload) of every notification on these topics of the schema, until the connection ends.

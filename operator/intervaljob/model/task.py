@@ -49,26 +49,29 @@ class Refusal:
     message: str
 
 
-class Attempt(Struct, frozen=True, kw_only=True, array_like=True):
-    """One try of a task by one worker: all that the worker and its executor know of it. `checkpoint` is JSON."""
+class Attempt(Struct, frozen=True, array_like=True, gc=False):
+    """One try of a task by one worker: all that the worker and its executor know of it. `checkpoint` is JSON.
+
+    Those without a default are in the order in which `claim_queue_jobs` returns them.
+    """
 
     task_id: UUID
     job_id: UUID
     user_id: str
     workspace_id: str
     queue_job_id: int
-    number: int
     handler: str
     payload: str
-    recovered: bool
     scheduled_for: datetime
     created_at: datetime
-    failures: int
-    checkpoint: str | None
     active_deadline_seconds: int | None
     backoff_limit: int
     backoff_initial_seconds: int
     backoff_max_seconds: int
+    number: int = 1
+    recovered: bool = False
+    failures: int = 0
+    checkpoint: str | None = None
 
 
 class Outcome(StrEnum):
@@ -80,7 +83,7 @@ class Outcome(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
 
 
-class Result(Struct, array_like=True):
+class Result(Struct, array_like=True, gc=False):
     """What came of an attempt; `retry` is false for errors that no repetition mends. `seconds` the handler took.
 
     `output` is JSON that the database takes.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from intervaljob.database.connection import Database
@@ -31,6 +31,8 @@ EXECUTOR_EXITED = "executor_exited"
 
 #: Seconds that an attempt beyond the worker's concurrency waits for its turn; then another worker may have it.
 HOLD_SECONDS = 1.0
+#: What runs for longer is shown as running; what is quicker is news when it has ended.
+SHOW_SECONDS = 0.25
 #: Bound on getting an attempt back that an executor has not begun.
 ASK_BACK_SECONDS = 0.5
 
@@ -154,6 +156,19 @@ class Attempts:
             del self.running[running.attempt.task_id]
         self._ended.set()
         self._freed()
+
+    async def show_what_runs(self) -> None:
+        """For ever: what runs for a while is news for the status. After an outage of the database it still is."""
+        while True:
+            await asyncio.sleep(SHOW_SECONDS)
+            before = datetime.now(UTC) - timedelta(seconds=SHOW_SECONDS)
+            shown = [one for one in self.running.values() if not one.is_shown and one.started_at < before]
+            with suppress(DatabaseUnavailable):
+                if shown:
+                    tasks = [one.attempt.task_id for one in shown]
+                    await self._database.fetch("note_started", tasks=tasks, worker=self._worker.id)
+                for one in shown:
+                    one.is_shown = True
 
     async def hand_back_what_waits(self) -> None:
         """For ever: what has no place soon, since tasks take longer than when it was claimed, others may have."""

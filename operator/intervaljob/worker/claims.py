@@ -23,43 +23,25 @@ logger = logging.getLogger(__name__)
 #: Seconds until a task of a Replace job is looked at again whose predecessor has not ended yet.
 DEFER_SECONDS = 0.5
 
+#: A row of `claim_queue_jobs`: a Key, and the first attempt of the task that was begun; without one, NULL for its id.
+_PLACE = len(Key._fields)
+
 
 async def claim(
     database: Database, *, worker: Incarnation, queue: str, limit: int, head: Head
 ) -> tuple[list[Attempt], int]:
     """Claim at most `limit` queue jobs; returns the attempts to run, and how many queue jobs there were."""
     start, began = head.start(), time.monotonic()
-    rows = await database.fetch("claim_queue_jobs", queue=queue, worker=worker.id, limit=limit, **start._asdict())
-    found = (Key(row["priority"], row["scheduled_at"], row["id"]) for row in rows)
+    rows = await database.fetch_tuples(
+        "claim_queue_jobs", queue=queue, worker=worker.id, limit=limit, **start._asdict()
+    )
+    found = (Key(*row[:_PLACE]) for row in rows)
     head.looked(start, found, count=len(rows), seconds=time.monotonic() - began)
-    attempts = [_begun(row) for row in rows if row["job_id"] is not None]
-    if others := [row["id"] for row in rows if row["job_id"] is None]:
+    attempts = [Attempt(*row[_PLACE:]) for row in rows if row[_PLACE] is not None]
+    if others := [Key(*row[:_PLACE]).id for row in rows if row[_PLACE] is None]:
         attempts += await _claim_others(database, others, worker=worker)
     metrics.TASKS_CLAIMED.labels(queue).inc(len(attempts))
     return attempts, len(rows)
-
-
-def _begun(row: Row) -> Attempt:
-    """The first attempt of a task that the claim has begun."""
-    return Attempt(
-        task_id=row["task_id"],
-        job_id=row["job_id"],
-        user_id=row["user_id"],
-        workspace_id=row["workspace_id"],
-        queue_job_id=row["id"],
-        number=1,
-        handler=row["handler"],
-        payload=row["payload"],
-        recovered=False,
-        scheduled_for=row["due"],
-        created_at=row["created_at"],
-        failures=0,
-        checkpoint=None,
-        active_deadline_seconds=row["active_deadline_seconds"],
-        backoff_limit=row["backoff_limit"],
-        backoff_initial_seconds=row["backoff_initial_seconds"],
-        backoff_max_seconds=row["backoff_max_seconds"],
-    )
 
 
 async def _claim_others(database: Database, queue_jobs: list[int], *, worker: Incarnation) -> list[Attempt]:

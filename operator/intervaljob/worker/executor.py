@@ -41,6 +41,9 @@ _USERS = 1000
 #: Cancellations that may come late: those of attempts that have ended are never asked for again.
 _MOST_UNWANTED = 1000
 
+#: What interrupts the main thread for a cancellation: no library sets it, as many do with SIGTERM.
+_CANCEL_SIGNAL = signal.SIGRTMIN
+
 
 class TaskCancelled(BaseException):
     """Raised in a handler whose task is to stop, as KeyboardInterrupt would be."""
@@ -68,9 +71,10 @@ class Executor:
 
     def serve(self) -> None:
         """Run tasks for ever; the process ends with its connection."""
+        for each in (_CANCEL_SIGNAL, signal.SIGTERM):
+            signal.signal(each, self._interrupt)
         threading.Thread(target=self._listen, name="manager", daemon=True).start()
         while True:
-            signal.signal(signal.SIGTERM, self._interrupt)  # whatever the last handler made of it
             given = self._runs.get()
             begun = time.perf_counter()
             result = self._run(given.attempt, given.ticket)
@@ -115,7 +119,7 @@ class Executor:
         running = self._asyncio_task
         if running is None:
             self._signalled = ticket
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            signal.pthread_kill(threading.main_thread().ident or 0, _CANCEL_SIGNAL)
         elif running[0] == ticket:
             _, loop, task = running
             with suppress(RuntimeError):  # the loop has closed: the handler has just ended

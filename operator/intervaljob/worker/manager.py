@@ -66,6 +66,7 @@ class Manager:
             "deadline": self._worker.watch_deadline,
             "renewals": self._pass_on_renewals,
             "held": self._watch_held,
+            "shown": self._attempts.show_what_runs,
             "waiting": self._attempts.hand_back_what_waits,
             "listen": self._listen,
             "finisher": self._finisher.run,
@@ -118,7 +119,7 @@ class Manager:
         return more
 
     def _look_for_more(self) -> None:
-        if self._more and self._attempts.free():
+        if self._more and not self._look.is_set() and self._attempts.free():
             self._look.set()
 
     async def _give_back_unknown(self) -> None:

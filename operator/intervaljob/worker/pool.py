@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -57,7 +58,7 @@ class Pool:
         if executor is not None:
             executor.give(running)
             return
-        self._waiting.append((asyncio.get_running_loop().time(), running))
+        self._waiting.append((time.monotonic(), running))
         self._fork_for_waiting()
 
     def _fork_for_waiting(self) -> None:
@@ -75,7 +76,7 @@ class Pool:
 
     def withdraw_older(self, seconds: float) -> list[Running]:
         """Those that have waited for an executor for longer; they wait no longer."""
-        before = asyncio.get_running_loop().time() - seconds
+        before = time.monotonic() - seconds
         older = []
         while self._waiting and self._waiting[0][0] < before:
             older.append(self._waiting.popleft()[1])
@@ -113,13 +114,12 @@ class Pool:
 
     async def ask_back_what_waits(self) -> None:
         """For ever: what waits behind an attempt that takes long is run elsewhere."""
-        loop = asyncio.get_running_loop()
         while True:
             await self._crowded.wait()
             self._crowded.clear()
             await asyncio.sleep(PATIENCE_SECONDS)
             for executor in self._executors.values():
-                if executor.is_stuck(loop.time()):
+                if executor.is_stuck(time.monotonic()):
                     if self._filling is executor:
                         self._filling = None
                     executor.ask_back()

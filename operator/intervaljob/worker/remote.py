@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -38,7 +40,7 @@ class Executor(asyncio.Protocol):
         self.load = 0.0
         self.is_idle = False
         self._eased = eased
-        self._given: dict[int, Running] = {}
+        self._given: OrderedDict[int, Running] = OrderedDict()  # a dict looks at what was taken from its front, too
         self._tickets = 0
         self._since = 0.0
         self._stream = wire.Stream(wire.to_manager)
@@ -121,7 +123,7 @@ class Executor(asyncio.Protocol):
         return running
 
     def _begin_next(self) -> None:
-        self._since = asyncio.get_running_loop().time()
+        self._since = time.monotonic()
         self._asked_back = False
         for running in self._given.values():
             running.handed_over = True

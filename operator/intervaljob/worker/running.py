@@ -38,7 +38,8 @@ class Listener(Protocol):
 class Running:
     """An attempt from its claim to its end. `expected` is how many seconds its handler may take.
 
-    `outcome` says why it is to end early; `handed_over`: a handler may have seen it.
+    `outcome` says why it is to end early; `handed_over`: a handler may have seen it;
+    `is_shown`: the status is to say that it runs.
     """
 
     attempt: Attempt
@@ -50,6 +51,7 @@ class Running:
     outcome: Outcome | None = None
     abandoned: bool = False
     handed_over: bool = False
+    is_shown: bool = False
     deadline: asyncio.TimerHandle | None = None
     stopped: asyncio.Event | None = None
 

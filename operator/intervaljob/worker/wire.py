@@ -18,7 +18,7 @@ _LENGTH = struct.Struct("!I")
 M = TypeVar("M")
 
 
-class Given(Struct, frozen=True, array_like=True):
+class Given(Struct, frozen=True, array_like=True, gc=False):
     """An attempt to run when its turn comes; `ticket` names it among those that this executor is given."""
 
     ticket: int
@@ -54,7 +54,7 @@ class Saved(Struct, frozen=True, tag=True):
     ok: bool
 
 
-class Ended(Struct, frozen=True, tag=True):
+class Ended(Struct, frozen=True, tag=True, gc=False):
     """From an executor: what came of an attempt."""
 
     ticket: int
