@@ -238,8 +238,8 @@ def _python(name: str, text: str, place: Place, *arguments: str) -> Command:
     return Command([INTERPRETERS.get(name, sys.executable), str(script), *arguments], environment)
 
 
-def _prepare_river(place: Place, url: str, tasks: int) -> None:
-    Command([str(place.river), "prepare", url, str(tasks)]).run(place.log("river"))
+def _prepare_river(args: tuple[str, ...], place: Place, url: str, tasks: int) -> None:
+    Command([str(place.river), "prepare", url, str(tasks), *args]).run(place.log("river"))
 
 
 def _river(workers: int, cooldown: str, poll: str, place: Place, url: str) -> Command:
@@ -261,11 +261,13 @@ def _made_ours(name: str, settings: dict[str, str]) -> System:
     )
 
 
-def _made_river(name: str, settings: str, *, workers: int, cooldown: str, poll: str, most: int | None) -> System:
+def _made_river(
+    name: str, settings: str, *args: str, workers: int, cooldown: str, poll: str, most: int | None
+) -> System:
     return System(
         name=name,
         settings=settings,
-        prepare=_prepare_river,
+        prepare=partial(_prepare_river, args),
         worker=partial(_river, workers, cooldown, poll),
         begun="EXISTS (SELECT FROM river_job WHERE state IN ('running', 'completed'))",
         unfinished="""EXISTS (SELECT FROM river_job
@@ -323,6 +325,15 @@ SYSTEMS = {
         _made_river(
             "river-tuned",
             "MaxWorkers 2000, FetchCooldown 2 ms, FetchPollInterval 20 ms",
+            workers=2_000,
+            cooldown="2ms",
+            poll="20ms",
+            most=None,
+        ),
+        _made_river(
+            "river-args",
+            "tuned, with args of four members as ours have",
+            "args",
             workers=2_000,
             cooldown="2ms",
             poll="20ms",

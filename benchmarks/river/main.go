@@ -1,6 +1,6 @@
 // River at work on no-op jobs, through its public module alone: the peer of benchmarks/throughput.py.
 //
-//	river prepare <url> <jobs>                        its migrations, and so many queued jobs
+//	river prepare <url> <jobs> [args]                 its migrations, and so many queued jobs; with "args", those of ours
 //	river work <url> <workers> <cooldown> <poll>      work until SIGTERM; 0s stands for River's default
 package main
 
@@ -22,7 +22,20 @@ import (
 // River's own bench inserts in batches of this size.
 const insertBatch = 5_000
 
-type noopArgs struct{}
+// Without members, or with those that ours have.
+type noopArgs struct {
+	JobID       string `json:"job_id,omitempty"`
+	UserID      string `json:"user_id,omitempty"`
+	WorkspaceID string `json:"workspace_id,omitempty"`
+	Payload     string `json:"payload,omitempty"`
+}
+
+var sameAsOurs = noopArgs{
+	JobID:       "0b9b0f5e-6a0c-4c52-9f0c-0c3f7d4a1e01",
+	UserID:      "0b9b0f5e-6a0c-4c52-9f0c-0c3f7d4a1e02",
+	WorkspaceID: "0b9b0f5e-6a0c-4c52-9f0c-0c3f7d4a1e03",
+	Payload:     "-",
+}
 
 // Kind names the job.
 func (noopArgs) Kind() string { return "noop" }
@@ -45,7 +58,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) < 3 {
-		return fmt.Errorf("usage: prepare <url> <jobs> | work <url> <workers> <cooldown> <poll>")
+		return fmt.Errorf("usage: prepare <url> <jobs> [args] | work <url> <workers> <cooldown> <poll>")
 	}
 	number, err := strconv.Atoi(args[2])
 	if err != nil {
@@ -58,14 +71,18 @@ func run(ctx context.Context, args []string) error {
 	defer pool.Close()
 	switch {
 	case args[0] == "prepare":
-		return prepare(ctx, pool, number)
+		var jobArgs noopArgs
+		if len(args) == 4 && args[3] == "args" {
+			jobArgs = sameAsOurs
+		}
+		return prepare(ctx, pool, number, jobArgs)
 	case args[0] == "work" && len(args) == 5:
 		return work(ctx, pool, number, args[3], args[4])
 	}
 	return fmt.Errorf("unknown: %v", args)
 }
 
-func prepare(ctx context.Context, pool *pgxpool.Pool, jobs int) error {
+func prepare(ctx context.Context, pool *pgxpool.Pool, jobs int, jobArgs noopArgs) error {
 	driver := riverpgxv5.New(pool)
 	migrator, err := rivermigrate.New(driver, nil)
 	if err != nil {
@@ -81,7 +98,7 @@ func prepare(ctx context.Context, pool *pgxpool.Pool, jobs int) error {
 	for jobs > 0 {
 		batch := make([]river.InsertManyParams, min(jobs, insertBatch))
 		for index := range batch {
-			batch[index].Args = noopArgs{}
+			batch[index].Args = jobArgs
 		}
 		if _, err := client.InsertManyFast(ctx, batch); err != nil {
 			return err
