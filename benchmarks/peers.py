@@ -277,6 +277,9 @@ def _made_river(
     )
 
 
+_made_tuned_river = partial(_made_river, workers=2_000, cooldown="2ms", poll="20ms", most=None)
+
+
 def _made_python(
     name: str,
     settings: str,
@@ -322,23 +325,8 @@ SYSTEMS = {
     for system in (
         _made_ours("ours", {}),
         _made_ours("ours-tuned", TUNED),
-        _made_river(
-            "river-tuned",
-            "MaxWorkers 2000, FetchCooldown 2 ms, FetchPollInterval 20 ms",
-            workers=2_000,
-            cooldown="2ms",
-            poll="20ms",
-            most=None,
-        ),
-        _made_river(
-            "river-args",
-            "tuned, with args of four members as ours have",
-            "args",
-            workers=2_000,
-            cooldown="2ms",
-            poll="20ms",
-            most=None,
-        ),
+        _made_tuned_river("river-tuned", "MaxWorkers 2000, FetchCooldown 2 ms, FetchPollInterval 20 ms"),
+        _made_tuned_river("river-args", "tuned, with args of four members as ours have", "args"),
         _made_river("river", "defaults, MaxWorkers 100", workers=100, cooldown="0s", poll="0s", most=10_000),
         _made_pgqueuer("pgqueuer", "asyncpg, defaults (batch 10)", batch=10),
         _made_pgqueuer("pgqueuer-100", "asyncpg, batch 100", batch=100),

@@ -70,12 +70,10 @@ func run(ctx context.Context, args []string) error {
 	}
 	defer pool.Close()
 	switch {
-	case args[0] == "prepare":
-		var jobArgs noopArgs
-		if len(args) == 4 && args[3] == "args" {
-			jobArgs = sameAsOurs
-		}
-		return prepare(ctx, pool, number, jobArgs)
+	case args[0] == "prepare" && len(args) == 3:
+		return prepare(ctx, pool, number, noopArgs{})
+	case args[0] == "prepare" && len(args) == 4 && args[3] == "args":
+		return prepare(ctx, pool, number, sameAsOurs)
 	case args[0] == "work" && len(args) == 5:
 		return work(ctx, pool, number, args[3], args[4])
 	}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from intervaljob.errors import DatabaseUnavailable
 from intervaljob.recovery.recover import give_back
 from intervaljob.worker import attempts as module
 from intervaljob.worker.pace import Pace
+
+QUICK = timedelta(seconds=module.SHOW_SECONDS)
 
 pytestmark = pytest.mark.usefixtures("handlers_for_tests")
 
@@ -178,4 +181,7 @@ async def test_what_runs_for_a_while_is_news_and_what_is_quick_only_by_its_end(
             return len((await news())["succeeded"]) == 4
 
         await eventually(all_ended, what="the end of the long one")
-        assert (await news())["started"] == [long_one["id"]]
+        lasted = {task["id"] for task in await work.tasks() if task["finished_at"] - task["started_at"] > QUICK}
+        started = (await news())["started"]
+        assert started.count(long_one["id"]) == 1
+        assert set(started) <= lasted  # a machine that is busy may make a quick one last
