@@ -14,6 +14,7 @@ from typing import Any
 
 from intervaljob import Task, handler
 from intervaljob.errors import HandlerError
+from intervaljob.worker.executor import CANCEL_SIGNAL
 
 
 def _payload(task: Task) -> Any:
@@ -139,17 +140,28 @@ def waits_sync(task: Task) -> Any:
 @handler("test.stubborn")
 def stubborn(task: Task) -> Any:
     """Ignores every wish to end."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _say(_payload(task)["started"], os.getpid())
     while True:
         with suppress(BaseException):
             time.sleep(60)
 
 
-@handler("test.ignores_sigterm")
-def ignores_sigterm(task: Task) -> Any:
-    """Leaves the process so that SIGTERM has no effect."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+@handler("test.ignores_signals")
+def ignores_signals(task: Task) -> Any:
+    """Leaves the process so that neither a cancellation nor SIGTERM has an effect."""
+    for each in (CANCEL_SIGNAL, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+
+
+@handler("test.terminates_a_child")
+def terminates_a_child(task: Task) -> Any:
+    """Returns what a child that it tells to end ends with."""
+    child = subprocess.Popen(["sleep", "600"])
+    child.terminate()
+    try:
+        return child.wait(timeout=5)
+    finally:
+        child.kill()
 
 
 @handler("test.holds_the_lock")

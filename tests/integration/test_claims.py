@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from msgspec.structs import fields
 from support import Work
 
 from intervaljob.model.task import Attempt, Outcome, Result
@@ -148,24 +149,45 @@ async def test_of_two_recovery_jobs_for_one_task_one_is_refused_even_when_claime
 
 
 async def test_a_claim_creates_the_task_with_attempt_one(work: Work) -> None:
-    worker, attempt = await work.start(payload="input", active_deadline_seconds=7)
+    limits = {"active_deadline_seconds": 7, "backoff_limit": 5, "backoff_initial_seconds": 2, "backoff_max_seconds": 9}
+    worker = await work.worker()
+    await work.enqueue(await work.add_job(payload="input", **limits), delay=-60)
+    (attempt,) = await work.claim(worker)
     task = await work.task(attempt.task_id)
     assert (task["status"], task["attempt"], task["worker_id"]) == ("running", 1, worker.id)
     assert (task["payload"], task["queue_job_id"]) == ("input", attempt.queue_job_id)
     assert (attempt.number, attempt.recovered, attempt.payload) == (1, False, "input")
-    assert attempt.active_deadline_seconds == 7
+    assert {name: getattr(attempt, name) for name in limits} == limits
     (job,) = await work.execute("SELECT * FROM {schema}.jobs")
     assert (attempt.job_id, attempt.user_id, attempt.workspace_id, attempt.handler) == (
         *(job["id"], str(job["user_id"]), str(job["workspace_id"]), job["handler"]),
     )
-    backoff = ("backoff_limit", "backoff_initial_seconds", "backoff_max_seconds")
-    assert [getattr(attempt, name) for name in backoff] == [job[name] for name in backoff]
     assert (attempt.scheduled_for, attempt.created_at) == (task["scheduled_for"], task["created_at"])
     assert (attempt.failures, attempt.checkpoint) == (0, None)
     queue_job = await work.queue_job(attempt.queue_job_id)
     assert (queue_job["state"], queue_job["attempt"]) == ("running", 1)
     assert queue_job["attempted_by"] == [str(worker.id)]
     assert task["scheduled_for"] == queue_job["scheduled_at"]
+
+
+async def test_a_claim_returns_a_place_and_what_an_attempt_is_made_of(work: Work) -> None:
+    worker = await work.worker()
+    await work.enqueue(await work.add_job())
+    place = BEGINNING._asdict()
+    (row,) = await work.database.fetch("claim_queue_jobs", queue="default", worker=worker.id, limit=1, **place)
+    made_of = [field.name for field in fields(Attempt) if field.required]
+    assert list(row) == [*place, *(name.replace("scheduled_for", "due") for name in made_of)]
+
+
+async def test_only_what_a_worker_runs_is_noted_as_begun(work: Work) -> None:
+    worker, running = await work.start()
+    _, ended = await work.start(worker)
+    await work.finish(worker, ended)
+    _, others = await work.start()
+    tasks = [one.task_id for one in (running, ended, others)]
+    await work.database.fetch("note_started", tasks=tasks, worker=worker.id)
+    rows = await work.execute("SELECT task_id FROM {schema}.transitions WHERE kind = 'started'")
+    assert [row["task_id"] for row in rows] == [running.task_id]
 
 
 async def test_a_recovery_job_reuses_its_task_and_raises_the_attempt(work: Work) -> None:

@@ -12,10 +12,13 @@ import pytest
 from manager_support import begun, managed, payload
 from support import Work, eventually, process_gone, runs
 
-from intervaljob.database.connection import Database
+from intervaljob.database.connection import Database, Row
 from intervaljob.errors import DatabaseUnavailable
+from intervaljob.model.task import Attempt
 from intervaljob.recovery.recover import give_back
 from intervaljob.worker import attempts as module
+from intervaljob.worker import manager as managers
+from intervaljob.worker.claims import claim
 from intervaljob.worker.pace import Pace
 
 QUICK = timedelta(seconds=module.SHOW_SECONDS)
@@ -81,10 +84,21 @@ async def test_an_attempt_that_was_taken_away_is_killed_and_not_asked(
 
 
 async def test_a_claim_that_commits_after_it_was_given_up_is_found_and_its_task_run(
-    database_url: str, work: Work
+    database_url: str, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its COMMIT waits in the server when the connection is lost, and the worker has looked for it in vain."""
+    lost, looked = asyncio.Event(), asyncio.Event()
+
+    async def lossy(database: Database, **arguments: Any) -> tuple[list[Attempt], int]:
+        if not lost.is_set():
+            lost.set()
+            raise DatabaseUnavailable("the connection was lost")
+        looked.set()
+        return await claim(database, **arguments)
+
+    monkeypatch.setattr(managers, "claim", lossy)
     async with managed(database_url, lease_seconds=3) as (manager, _, worker):
+        await looked.wait()
         async with manager._claiming:
             await work.enqueue(await work.add_job())
             (attempt,) = await work.claim(worker)
@@ -167,7 +181,7 @@ async def test_what_runs_for_a_while_is_news_and_what_is_quick_only_by_its_end(
 
         await eventually(long_one_is_shown, what="a note that it runs")
         (long_one,) = await work.tasks()
-        quick = await work.add_job(handler="test.ignores_sigterm")
+        quick = await work.add_job(handler="test.sync", payload="1")
         for _ in range(3):
             await work.enqueue(quick)
 
@@ -185,3 +199,26 @@ async def test_what_runs_for_a_while_is_news_and_what_is_quick_only_by_its_end(
         started = (await news())["started"]
         assert started.count(long_one["id"]) == 1
         assert set(started) <= lasted  # a machine that is busy may make a quick one last
+
+
+async def test_what_runs_is_shown_after_an_outage_too(
+    database_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = asyncio.Event()
+    fetch = Database.fetch
+
+    async def lossy(database: Database, query: str, /, **parameters: object) -> list[Row]:
+        if query == "note_started" and not failed.is_set():
+            failed.set()
+            raise DatabaseUnavailable("away for a moment")
+        return await fetch(database, query, **parameters)
+
+    monkeypatch.setattr(Database, "fetch", lossy)
+    async with managed(database_url):
+        await work.enqueue(await work.add_job(handler="test.waits", payload=payload(tmp_path)))
+        await failed.wait()
+
+        async def is_shown() -> bool:
+            return bool(await work.execute("SELECT task_id FROM {schema}.transitions WHERE kind = 'started'"))
+
+        await eventually(is_shown, what="a note that it runs")

@@ -209,10 +209,11 @@ async def test_a_cancellation_that_comes_too_late_does_not_meet_the_next_attempt
         executor.cancel(placed.running)
 
 
-async def test_a_handler_that_left_sigterm_ignored_does_not_spare_the_next_one(
-    executors: Pool, started: Started
-) -> None:
-    await run(executors, attempt_of("test.ignores_sigterm"))
+async def test_signals_that_a_handler_left_ignored_are_heard_by_the_next_one(executors: Pool, started: Started) -> None:
+    await run(executors, attempt_of("test.ignores_signals"))
+    ended = await run(executors, attempt_of("test.terminates_a_child"))
+    assert (ended.outcome, ended.output) == (Outcome.RETURNED, -signal.SIGTERM)
+    await run(executors, attempt_of("test.ignores_signals"))
     await started.begin(executors, "test.waits_sync")
     started.placed.cancel()
     assert (await started.result).outcome is Outcome.CANCELLED

@@ -79,7 +79,7 @@ class Session:
         return await self._fetch(dict_row, query, parameters)
 
     async def fetch_tuples(self, query: str, /, **parameters: object) -> list[TupleRow]:
-        """The same rows without their columns' names: for queries that return thousands a second."""
+        """The same rows without their columns' names, in binary: for queries that return thousands a second."""
         return await self._fetch(tuple_row, query, parameters, binary=True)
 
     async def _fetch(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import UUID
 
 from intervaljob.database.connection import Database
@@ -31,7 +31,7 @@ EXECUTOR_EXITED = "executor_exited"
 
 #: Seconds that an attempt beyond the worker's concurrency waits for its turn; then another worker may have it.
 HOLD_SECONDS = 1.0
-#: What runs for longer is shown as running; what is quicker is news when it has ended.
+#: What runs for longer than this, or twice this, is shown as running; what is quicker is news when it has ended.
 SHOW_SECONDS = 0.25
 #: Bound on getting an attempt back that an executor has not begun.
 ASK_BACK_SECONDS = 0.5
@@ -158,11 +158,12 @@ class Attempts:
         self._freed()
 
     async def show_what_runs(self) -> None:
-        """For ever: what runs for a while is news for the status. After an outage of the database it still is."""
+        """For ever: what is here at two looks in a row is news for the status. After an outage it still is."""
+        seen: set[Running] = set()
         while True:
             await asyncio.sleep(SHOW_SECONDS)
-            before = datetime.now(UTC) - timedelta(seconds=SHOW_SECONDS)
-            shown = [one for one in self.running.values() if not one.is_shown and one.started_at < before]
+            shown = [one for one in self.running.values() if one in seen and not one.is_shown]
+            seen = set(self.running.values())
             with suppress(DatabaseUnavailable):
                 if shown:
                     tasks = [one.attempt.task_id for one in shown]

@@ -8,6 +8,7 @@ continues it or kills it.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import asyncio
 import functools
 import inspect
@@ -41,8 +42,8 @@ _USERS = 1000
 #: Cancellations that may come late: those of attempts that have ended are never asked for again.
 _MOST_UNWANTED = 1000
 
-#: What interrupts the main thread for a cancellation: no library sets it, as many do with SIGTERM.
-_CANCEL_SIGNAL = signal.SIGRTMIN
+#: What interrupts the main thread for a cancellation: few libraries take it for themselves, as many do SIGTERM.
+CANCEL_SIGNAL = signal.SIGRTMAX - 3
 
 
 class TaskCancelled(BaseException):
@@ -71,10 +72,11 @@ class Executor:
 
     def serve(self) -> None:
         """Run tasks for ever; the process ends with its connection."""
-        for each in (_CANCEL_SIGNAL, signal.SIGTERM):
-            signal.signal(each, self._interrupt)
         threading.Thread(target=self._listen, name="manager", daemon=True).start()
         while True:
+            # Anew for each attempt: the one before may have set them. `signal.signal` takes ten times as long.
+            _signal.signal(CANCEL_SIGNAL, self._interrupt)
+            _signal.signal(signal.SIGTERM, self._terminate)
             given = self._runs.get()
             begun = time.perf_counter()
             result = self._run(given.attempt, given.ticket)
@@ -119,17 +121,22 @@ class Executor:
         running = self._asyncio_task
         if running is None:
             self._signalled = ticket
-            signal.pthread_kill(threading.main_thread().ident or 0, _CANCEL_SIGNAL)
+            with suppress(OSError):  # the user has too many signals pending: it is killed instead
+                signal.pthread_kill(threading.main_thread().ident or 0, CANCEL_SIGNAL)
         elif running[0] == ticket:
             _, loop, task = running
             with suppress(RuntimeError):  # the loop has closed: the handler has just ended
                 loop.call_soon_threadsafe(task.cancel)
 
     def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
-        meant, self._signalled = self._signalled, None  # none: the handler's own signal
-        if self._current is None or self._is_sending:  # half a message must not be sent
-            return
-        if meant in (None, self._current):
+        """For a cancellation; one that comes during half a message waits until that has been sent."""
+        meant, self._signalled = self._signalled, None
+        if meant is not None and meant == self._current and not self._is_sending:
+            raise TaskCancelled
+
+    def _terminate(self, _signum: int, _frame: FrameType | None) -> None:
+        """Nobody of ours sends this: what the handler, or its machine's owner, brings upon it is a failure."""
+        if self._current is not None and not self._is_sending:
             raise TaskCancelled
 
     def _begin(self, ticket: int) -> None:

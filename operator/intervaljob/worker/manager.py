@@ -44,6 +44,7 @@ class Manager:
         self._look = asyncio.Event()
         self._more = False
         self._claiming = asyncio.Lock()
+        self._has_failed_to_claim = False
         self._heads = {queue: Head() for queue in settings.queues}
         self._group = asyncio.TaskGroup()
         self._attempts = Attempts(
@@ -97,7 +98,7 @@ class Manager:
                 unsure = False
             except DatabaseUnavailable as error:
                 logger.warning("Cannot claim", extra={"worker": self._worker.name, "error": error})
-                self._more, unsure = False, True
+                self._more, unsure, self._has_failed_to_claim = False, True, True
             if not self._more or self._attempts.free() == 0:
                 await self._wait_for_work()
 
@@ -125,7 +126,7 @@ class Manager:
     async def _give_back_unknown(self) -> None:
         """A claim whose answer was lost may have been committed, also later: nobody works on what it took.
 
-        No claim may be under way.
+        No claim may be under way. The look reads an index entry of every queue job that ran since the last vacuum.
         """
         known = [*self._attempts.running, *self._finisher.unwritten]
         rows = await self._database.fetch("unknown_tasks", worker=self._worker.id, known=known)
@@ -146,14 +147,15 @@ class Manager:
             self._pool.push_out(self._worker.deadline)
 
     async def _watch_held(self) -> None:
-        """As often as the lease is renewed: see which attempts are still ours, and which are that nobody knows of."""
+        """As often as the lease is renewed: see what is still ours, and what claims that failed have taken."""
         while True:
             await asyncio.sleep(renew_every(self._settings.lease_seconds))
             with suppress(DatabaseUnavailable):
                 await self._database.fetch("refresh_queues", queues=list(self._settings.queues))
                 await self._compare_held()
-                async with self._claiming:
-                    await self._give_back_unknown()
+                if self._has_failed_to_claim:
+                    async with self._claiming:
+                        await self._give_back_unknown()
 
     async def _compare_held(self) -> None:
         """What notifications may have missed: cancellations, and attempts that somebody took from us."""
