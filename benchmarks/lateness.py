@@ -51,7 +51,7 @@ def bench(task: Task) -> None:
 """
 QUEUED = """
     SELECT (args ->> 'job_id')::uuid,
-        extract(epoch FROM coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at))::float8,
+        extract(epoch FROM intervaljob.occurrence_of(metadata, scheduled_at))::float8,
         extract(epoch FROM created_at)::float8
     FROM intervaljob.river_job
 """

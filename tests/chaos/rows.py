@@ -119,7 +119,7 @@ _TASKS = """
 """
 _QUEUE_JOBS = """
     SELECT id, state::text, args ->> 'job_id' AS job, args ->> 'task_id' AS task,
-        coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due, created_at, finalized_at,
+        intervaljob.occurrence_of(metadata, scheduled_at) AS due, created_at, finalized_at,
         coalesce(array_length(errors, 1), 0) > 0 AS has_error, metadata ->> 'intervaljob:evidence' AS evidence
     FROM intervaljob.river_job
     WHERE kind = 'interval_job'

@@ -8,7 +8,7 @@ WITH claim AS (
     SELECT gen_random_uuid()::text AS uuid
 ), picked AS (
     SELECT id, priority, scheduled_at, args, greatest('0001-01-02', least(created_at, '9999-01-01')) AS created_at,
-        greatest('0001-01-02', least(coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at), '9999-01-01')) AS due,
+        {schema}.occurrence_of(metadata, scheduled_at) AS due,
         attempt = 0 AND jsonb_typeof(args) = 'object' AND NOT args ? 'task_id'
             AND jsonb_typeof(args -> 'payload') = 'string'
             AND args ->> 'job_id' LIKE '________-____-____-____-____________' -- a third of one expression's time
@@ -95,8 +95,8 @@ RETURNING id, CASE WHEN jsonb_typeof(args) = 'object' THEN (
         )
         FROM jsonb_each(args)
         WHERE key IN ('job_id', 'user_id', 'workspace_id', 'payload', 'task_id')
-    ) END AS args, attempt, greatest('0001-01-02', least(created_at, '9999-01-01')) AS created_at, greatest('0001-01-02', least(coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at), '9999-01-01')) AS due,
-    now() AS now;
+    ) END AS args, attempt, greatest('0001-01-02', least(created_at, '9999-01-01')) AS created_at,
+    {schema}.occurrence_of(metadata, scheduled_at) AS due, now() AS now;
 
 -- name: look_up_claims
 -- A recovery job names its task; a retried queue job is found by itself. Of a Replace job's tasks the newest is the one
@@ -129,7 +129,7 @@ SELECT id FROM {schema}.jobs WHERE id = ANY(%(jobs)s::uuid[]) ORDER BY id FOR NO
 -- As River's snooze: it is no attempt. The occurrence keeps its time.
 UPDATE {schema}.river_job
 SET state = 'available', attempt = attempt - 1, scheduled_at = now() + make_interval(secs => %(seconds)s),
-    metadata = jsonb_build_object('intervaljob:due', scheduled_at) || metadata
+    metadata = jsonb_build_object('intervaljob:due', extract(epoch FROM scheduled_at)) || metadata
 WHERE id = ANY(%(queue_jobs)s::bigint[]) AND state = 'running';
 
 -- name: start_tasks

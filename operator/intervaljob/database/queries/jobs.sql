@@ -140,7 +140,7 @@ WHERE id = ANY(ARRAY(
     FOR UPDATE OF waiting SKIP LOCKED
 ))
 RETURNING (args ->> 'job_id')::uuid AS job_id,
-    coalesce((metadata ->> 'intervaljob:due')::timestamptz, scheduled_at) AS due,
+    {schema}.occurrence_of(metadata, scheduled_at) AS due,
     args ? 'task_id' OR EXISTS (SELECT FROM {schema}.tasks WHERE queue_job_id = queue_job.id) AS has_task;
 
 -- name: cancel_running_queue_jobs

@@ -22,7 +22,10 @@ SELECT 'interval_job',
         'job_id', job.id, 'user_id', job.user_id, 'workspace_id', job.workspace_id, 'payload', job.payload
     ),
     job.queue, job.priority, job.backoff_limit + 1, clock_timestamp(), new.due,
-    CASE WHEN new.due = new.occurrence THEN '{}' ELSE jsonb_build_object('intervaljob:due', new.occurrence) END,
+    CASE
+        WHEN new.due = new.occurrence THEN '{}'
+        ELSE jsonb_build_object('intervaljob:due', extract(epoch FROM new.occurrence))
+    END,
     decode(new.unique_key, 'hex'), CASE WHEN new.unique_key IS NOT NULL THEN %(active_states)s::bit(8) END
 FROM jsonb_to_recordset(%(occurrences)s::jsonb) AS new(
     job_id uuid, due timestamptz, occurrence timestamptz, unique_key text

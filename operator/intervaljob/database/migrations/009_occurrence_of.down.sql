@@ -1,0 +1,1 @@
+DROP FUNCTION {schema}.occurrence_of(jsonb, timestamptz);
