@@ -250,7 +250,8 @@ async def test_a_new_occurrence_begins_when_the_one_it_replaces_has_ended(work: 
 
     (new,) = await eventually(lambda: work.claim(worker), what="the new one begins")
     (occurrence,) = await work.execute(
-        "SELECT metadata -> 'intervaljob:due' AS due FROM {schema}.river_job WHERE id = %(id)s", id=new.queue_job_id
+        "SELECT metadata -> 'intervaljob:occurrence' AS due FROM {schema}.river_job WHERE id = %(id)s",
+        id=new.queue_job_id,
     )
     assert new.scheduled_for == datetime.fromtimestamp(occurrence["due"], UTC)
     assert (new.number, old.task_id == new.task_id) == (1, False)

@@ -64,8 +64,8 @@ async def test_args_that_cannot_be_read_are_refused(work: Work, args: object, sa
         "created_at = '-infinity'",
         "created_at = '20000-01-01'",
         *(
-            f"""metadata = '{{"intervaljob:due": {no_time}}}'"""
-            for no_time in ('"infinity"', '"tomorrow, perhaps"', "1e300", "-1e300", "{}", "null")
+            f"""metadata = '{{"intervaljob:occurrence": {no_time}}}'"""
+            for no_time in ('"infinity"', '"tomorrow, perhaps"', "1e300", "-1e300", "1e-400", "{}", "null")
         ),
         """args = args - 'user_id'""",
         """args = args || '{"user_id": 5, "workspace_id": []}'""",

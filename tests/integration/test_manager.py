@@ -14,11 +14,8 @@ from support import Work, eventually, process_gone, runs
 
 from intervaljob.database.connection import Database, Row
 from intervaljob.errors import DatabaseUnavailable
-from intervaljob.model.task import Attempt
 from intervaljob.recovery.recover import give_back
 from intervaljob.worker import attempts as module
-from intervaljob.worker import manager as managers
-from intervaljob.worker.claims import claim
 from intervaljob.worker.pace import Pace
 
 QUICK = timedelta(seconds=module.SHOW_SECONDS)
@@ -84,21 +81,10 @@ async def test_an_attempt_that_was_taken_away_is_killed_and_not_asked(
 
 
 async def test_a_claim_that_commits_after_it_was_given_up_is_found_and_its_task_run(
-    database_url: str, work: Work, monkeypatch: pytest.MonkeyPatch
+    database_url: str, work: Work
 ) -> None:
     """Its COMMIT waits in the server when the connection is lost, and the worker has looked for it in vain."""
-    lost, looked = asyncio.Event(), asyncio.Event()
-
-    async def lossy(database: Database, **arguments: Any) -> tuple[list[Attempt], int]:
-        if not lost.is_set():
-            lost.set()
-            raise DatabaseUnavailable("the connection was lost")
-        looked.set()
-        return await claim(database, **arguments)
-
-    monkeypatch.setattr(managers, "claim", lossy)
     async with managed(database_url, lease_seconds=3) as (manager, _, worker):
-        await looked.wait()
         async with manager._claiming:
             await work.enqueue(await work.add_job())
             (attempt,) = await work.claim(worker)
@@ -110,6 +96,30 @@ async def test_a_claim_that_commits_after_it_was_given_up_is_found_and_its_task_
         await eventually(ended, what="given back and run")
     (lost,) = (await work.task(attempt.task_id))["earlier_attempts"]
     assert (lost["evidence"], lost["recovered"]) == ("claim_lost", True)
+
+
+async def test_a_look_for_lost_claims_holds_up_no_claim_and_takes_none_for_lost(
+    database_url: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: asyncio.Queue[None] = asyncio.Queue()
+    enough = asyncio.Event()
+    fetch = Database.fetch
+
+    async def slow(database: Database, query: str, /, **parameters: object) -> list[Row]:
+        if query == "unknown_tasks":
+            looks.put_nowait(None)
+            await enough.wait()
+        return await fetch(database, query, **parameters)
+
+    monkeypatch.setattr(Database, "fetch", slow)
+    async with managed(database_url, lease_seconds=3) as (manager, executors, _):
+        await looks.get()
+        await work.enqueue(await work.add_job(handler="test.waits", payload=payload(tmp_path)))
+        await begun(manager, executors)
+        enough.set()
+        await looks.get()
+        (task,) = await work.tasks()
+        assert (task["status"], task["attempt"]) == ("running", 1)
 
 
 async def test_a_cancellation_of_what_waits_for_an_executor_concerns_nothing_else(

@@ -31,7 +31,7 @@ EXECUTOR_EXITED = "executor_exited"
 
 #: Seconds that an attempt beyond the worker's concurrency waits for its turn; then another worker may have it.
 HOLD_SECONDS = 1.0
-#: What runs for longer than this, or twice this, is shown as running; what is quicker is news when it has ended.
+#: What is here at two looks so far apart is shown as running; what is quicker is news when it has ended.
 SHOW_SECONDS = 0.25
 #: Bound on getting an attempt back that an executor has not begun.
 ASK_BACK_SECONDS = 0.5
@@ -158,7 +158,7 @@ class Attempts:
         self._freed()
 
     async def show_what_runs(self) -> None:
-        """For ever: what is here at two looks in a row is news for the status. After an outage it still is."""
+        """For ever: what stays is news for the status. After an outage of the database it still is."""
         seen: set[Running] = set()
         while True:
             await asyncio.sleep(SHOW_SECONDS)

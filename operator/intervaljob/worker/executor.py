@@ -72,17 +72,21 @@ class Executor:
 
     def serve(self) -> None:
         """Run tasks for ever; the process ends with its connection."""
+        self._heed_signals()
         threading.Thread(target=self._listen, name="manager", daemon=True).start()
         while True:
-            # Anew for each attempt: the one before may have set them. `signal.signal` takes ten times as long.
-            _signal.signal(CANCEL_SIGNAL, self._interrupt)
-            _signal.signal(signal.SIGTERM, self._terminate)
             given = self._runs.get()
             begun = time.perf_counter()
             result = self._run(given.attempt, given.ticket)
+            self._heed_signals()
             self._unwanted.discard(given.ticket)
             result.seconds = time.perf_counter() - begun
             self._send(wire.Ended(given.ticket, result))
+
+    def _heed_signals(self) -> None:
+        """Anew after each attempt, which may have set them. `signal.signal` does the same at ten times the cost."""
+        _signal.signal(CANCEL_SIGNAL, self._interrupt)
+        _signal.signal(signal.SIGTERM, self._terminate)
 
     def _listen(self) -> None:
         try:

@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Awaitable
 from contextlib import aclosing, suppress
+from uuid import UUID
 
 from intervaljob.database.connection import Database
 from intervaljob.errors import DatabaseUnavailable, IntervalJobError
@@ -44,7 +45,6 @@ class Manager:
         self._look = asyncio.Event()
         self._more = False
         self._claiming = asyncio.Lock()
-        self._has_failed_to_claim = False
         self._heads = {queue: Head() for queue in settings.queues}
         self._group = asyncio.TaskGroup()
         self._attempts = Attempts(
@@ -93,12 +93,12 @@ class Manager:
             try:
                 async with self._claiming:
                     if unsure:
-                        await self._give_back_unknown()
+                        await self._give_back_unknown(await self._unknown())
                     self._more = await self._claim_all(first=first)
                 unsure = False
             except DatabaseUnavailable as error:
                 logger.warning("Cannot claim", extra={"worker": self._worker.name, "error": error})
-                self._more, unsure, self._has_failed_to_claim = False, True, True
+                self._more, unsure = False, True
             if not self._more or self._attempts.free() == 0:
                 await self._wait_for_work()
 
@@ -123,15 +123,25 @@ class Manager:
         if self._more and not self._look.is_set() and self._attempts.free():
             self._look.set()
 
-    async def _give_back_unknown(self) -> None:
+    async def _unknown(self) -> list[Lost]:
+        """What is ours and was not known before the look: a claim under way may bring it, or a lost one has.
+
+        The look reads an index entry of every queue job that ran since the last vacuum, so no claim waits for it.
+        """
+        rows = await self._database.fetch("unknown_tasks", worker=self._worker.id, known=self._known())
+        return [Lost(row["id"], row["attempt"], CLAIM_LOST) for row in rows]
+
+    async def _give_back_unknown(self, unknown: list[Lost]) -> None:
         """A claim whose answer was lost may have been committed, also later: nobody works on what it took.
 
-        No claim may be under way. The look reads an index entry of every queue job that ran since the last vacuum.
+        No claim may be under way: then its tasks are known. What has ended meanwhile stays as it is.
         """
-        known = [*self._attempts.running, *self._finisher.unwritten]
-        rows = await self._database.fetch("unknown_tasks", worker=self._worker.id, known=known)
-        if rows:
-            await self._attempts.give_back([Lost(row["id"], row["attempt"], CLAIM_LOST) for row in rows])
+        known = set(self._known())
+        if lost := [one for one in unknown if one.task_id not in known]:
+            await self._attempts.give_back(lost)
+
+    def _known(self) -> list[UUID]:
+        return [*self._attempts.running, *self._finisher.unwritten]
 
     async def _wait_for_work(self) -> None:
         """Until a notification, a free place where there may be more, the end, or the next poll."""
@@ -147,15 +157,15 @@ class Manager:
             self._pool.push_out(self._worker.deadline)
 
     async def _watch_held(self) -> None:
-        """As often as the lease is renewed: see what is still ours, and what claims that failed have taken."""
+        """As often as the lease is renewed: see which attempts are still ours, and which are that nobody knows of."""
         while True:
             await asyncio.sleep(renew_every(self._settings.lease_seconds))
             with suppress(DatabaseUnavailable):
                 await self._database.fetch("refresh_queues", queues=list(self._settings.queues))
                 await self._compare_held()
-                if self._has_failed_to_claim:
-                    async with self._claiming:
-                        await self._give_back_unknown()
+                unknown = await self._unknown()
+                async with self._claiming:
+                    await self._give_back_unknown(unknown)
 
     async def _compare_held(self) -> None:
         """What notifications may have missed: cancellations, and attempts that somebody took from us."""

@@ -129,7 +129,7 @@ SELECT id FROM {schema}.jobs WHERE id = ANY(%(jobs)s::uuid[]) ORDER BY id FOR NO
 -- As River's snooze: it is no attempt. The occurrence keeps its time.
 UPDATE {schema}.river_job
 SET state = 'available', attempt = attempt - 1, scheduled_at = now() + make_interval(secs => %(seconds)s),
-    metadata = jsonb_build_object('intervaljob:due', extract(epoch FROM scheduled_at)) || metadata
+    metadata = jsonb_build_object('intervaljob:occurrence', extract(epoch FROM scheduled_at)) || metadata
 WHERE id = ANY(%(queue_jobs)s::bigint[]) AND state = 'running';
 
 -- name: start_tasks

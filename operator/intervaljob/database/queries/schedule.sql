@@ -24,7 +24,7 @@ SELECT 'interval_job',
     job.queue, job.priority, job.backoff_limit + 1, clock_timestamp(), new.due,
     CASE
         WHEN new.due = new.occurrence THEN '{}'
-        ELSE jsonb_build_object('intervaljob:due', extract(epoch FROM new.occurrence))
+        ELSE jsonb_build_object('intervaljob:occurrence', extract(epoch FROM new.occurrence))
     END,
     decode(new.unique_key, 'hex'), CASE WHEN new.unique_key IS NOT NULL THEN %(active_states)s::bit(8) END
 FROM jsonb_to_recordset(%(occurrences)s::jsonb) AS new(
