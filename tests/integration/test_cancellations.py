@@ -249,11 +249,8 @@ async def test_a_new_occurrence_begins_when_the_one_it_replaces_has_ended(work: 
     await work.finish(worker, old, Result(Outcome.CANCELLED, error="JobCancelError: the task was cancelled"))
 
     (new,) = await eventually(lambda: work.claim(worker), what="the new one begins")
-    (occurrence,) = await work.execute(
-        "SELECT metadata -> 'intervaljob:occurrence' AS due FROM {schema}.river_job WHERE id = %(id)s",
-        id=new.queue_job_id,
-    )
-    assert new.scheduled_for == datetime.fromtimestamp(occurrence["due"], UTC)
+    metadata = (await work.queue_job(new.queue_job_id))["metadata"]
+    assert new.scheduled_for == datetime.fromtimestamp(metadata["intervaljob:occurrence"], UTC)
     assert (new.number, old.task_id == new.task_id) == (1, False)
 
 
